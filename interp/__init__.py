@@ -1,0 +1,1 @@
+"""interp: a workbench for mechanistic interpretability."""

@@ -1,0 +1,46 @@
+"""Axes: the closed list of dimension names, and the check every dataset passes."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+AXES: dict[str, str] = {
+    **dict.fromkeys(("layer", "boundary", "layer_skipped", "layer_a", "layer_b"), "layer"),
+    **dict.fromkeys(("head", "kv_head"), "head"),
+    **dict.fromkeys(("position", "query", "key", "slot"), "position"),
+    **dict.fromkeys(("neuron", "feature", "component"), "component"),
+    **dict.fromkeys(("src", "dst"), "graph"),
+    **dict.fromkeys(("epoch", "epsilon", "mix"), "curve"),
+    **dict.fromkeys(("prompt", "label", "label_b", "metric", "kl_direction", "side"), "selector"),
+    "bound": "bound",
+    **dict.fromkeys(("row", "column", "channel"), "image"),
+}
+"""Axis -> kind. The kind decides how it is drawn (``figures/``)."""
+
+SMALL_AXES: dict[str, str] = {
+    "top": "rank in a list of the largest",
+    "d_model": "coordinate of the residual stream",
+    "d_head": "coordinate of a head",
+    "draw": "one random draw",
+    "token": "token of the vocabulary",
+}
+"""Axes that a method adds for itself, each with its meaning; docs/glossary.md lists them."""
+
+
+def check_dataset(data: xr.Dataset, small: dict[str, str] | None = None) -> None:
+    """Assert the house's rules of a dataset.
+
+    Raises:
+        AssertionError: an axis that is not on the list, or a variable without ``units``,
+            ``long_name`` or ``signed`` (0 or 1).
+    """
+    known = {*AXES, *SMALL_AXES, *(small or {})}
+    for name, variable in data.data_vars.items():
+        foreign = set(map(str, variable.dims)) - known
+        assert not foreign, f"{name} has axes that are on no list: {sorted(foreign)}"
+        for key in ("units", "long_name", "signed"):
+            assert key in variable.attrs, f"{name} lacks the attribute {key!r}"
+        assert variable.attrs["signed"] in (0, 1), f"{name}: signed is 0 or 1"
