@@ -224,9 +224,10 @@ class PromptPairs:
         """Pairs of texts, tokenised by the model's tokenizer.
 
         Args:
-            clean: a text or one a row; likewise ``corrupt``.
-            right: per row a text, or several that are alternatives; likewise ``wrong``.
-            wrong: see ``right``.
+            clean: a text or one a row.
+            corrupt: likewise.
+            right: per row a text, or several that are alternatives.
+            wrong: likewise.
             model: whose tokenizer is used; ``model.tokenizer`` must not be None.
             answer_form: ``"set"`` wants each answer to be one token; ``"span"`` allows several.
             bos: prepend a beginning-of-sequence token; None does what the model does by default.
