@@ -7,6 +7,7 @@ from interp.terms.errors import (
     CancelledError,
     CapabilityError,
     DamagedError,
+    DiskFullError,
     InterpError,
     RefusedError,
     TaskError,
@@ -41,7 +42,8 @@ from interp.terms.sites import KINDS, Site, SiteKind
 
 __all__ = [
     "AXES", "KINDS", "SMALL_AXES", "Block", "Blocks", "CancelledError", "Capability",
-    "CapabilityError", "Check", "Context", "DamagedError", "DictionaryRef", "Edit", "HookedModel",
+    "CapabilityError", "Check", "Context", "DamagedError", "DictionaryRef", "DiskFullError", "Edit",
+    "HookedModel",
     "InterpError", "LabelledInputs", "Method", "ModelRef", "ModelShape", "PromptPairs",
     "RefusedError", "ResultRef", "Run", "Site", "SiteKind", "Task", "TaskError", "TaskRef",
     "Texts", "Tokenizer", "TooLargeError", "UnsafeError", "UsageError", "Weights",

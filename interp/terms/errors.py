@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from typing import Any
 
 
 class InterpError(Exception):
@@ -65,9 +66,31 @@ class TaskError(InterpError, ValueError):
 
 
 class CancelledError(InterpError):
-    """The person cancelled the run; finished chunks are kept."""
+    """The person cancelled the run; finished chunks are kept.
+
+    ``partial`` is the result as far as it came, where the method offered one.
+    """
 
     exit_code = 130
+    partial: Any = None
+
+
+class DiskFullError(InterpError):
+    """A write that did not fit on the disk; nothing that was there before is touched.
+
+    Args:
+        needed: bytes that were to be written.
+        free: bytes that were free.
+    """
+
+    def __init__(self, *, needed: int, free: int) -> None:
+        self.needed, self.free = needed, free
+        self.result: Any = None
+        super().__init__(
+            f"The disk is full: {needed:,} bytes are needed and {free:,} are free.",
+            remedy="Free some space, or choose another folder (INTERP_HOME); earlier runs are "
+            "whole.",
+        )
 
 
 class DamagedError(InterpError):
