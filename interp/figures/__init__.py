@@ -1,0 +1,19 @@
+"""Figures: arrays become plotly figures. The only door to plotly below the apps.
+
+plotly is met in one room, since its labels are a little HTML, its heatmaps merge equal names and
+its payloads grow: whoever draws elsewhere would have to know all of that again.
+"""
+
+from interp.figures.choose import Plan, drawn_names, plan_of, selectors_of
+from interp.figures.draw import figures_of
+from interp.figures.palette import PALETTES, theme
+from interp.figures.patterns import pattern_grid, token_rows
+from interp.figures.stamps import stamp_of
+from interp.figures.tables import Table, table_of
+from interp.figures.text import escape, glyphs, number, token_axis
+
+__all__ = [
+    "PALETTES", "Plan", "Table", "drawn_names", "escape", "figures_of", "glyphs", "number",
+    "pattern_grid", "plan_of", "selectors_of", "stamp_of", "table_of", "theme", "token_axis",
+    "token_rows",
+]
