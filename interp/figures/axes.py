@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from interp.figures.choose import kind_of, labels_of, spoken_labels
-from interp.figures.text import LONGEST_LABEL, number, plain, shown, thin, token_axis
+from interp.figures.text import LONGEST_LABEL, glyphs, number, plain, shown, thin, token_axis
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -85,8 +85,8 @@ def axis_of(
     raw = [number(v) if isinstance(v, float) else str(v) for v in labels]
     if name in ONE_BASED and all(isinstance(v, int) for v in labels):
         raw = [str(v + 1) for v in labels]
-    ticks = thin(len(labels), 40)
-    text = [shown(r, 28) if isinstance(labels[i], str) else plain(r) for i, r in enumerate(raw)]
+    ticks = thin(len(labels), 12 if kind_of(name) == "image" else 32)
+    text = [plain(r if len(r) <= 32 else r[:31] + "…") for r in raw]
     wide = max((len(t) for t in text), default=0) * len(ticks)
     layout = {
         "tickmode": "array", "tickvals": ticks, "ticktext": [text[i] for i in ticks],
@@ -94,23 +94,26 @@ def axis_of(
         "tickangle": -45 if wide > 90 else 0,
     }
     title = title_of(name)
-    names = [f"{title} {t}" for t in text]
+    names = [plain(r) if name == "bound" else f"{plain(title)} {plain(r)}" for r in raw]
     return Axis(name, title, names, layout, "", values, text, raw)
 
 
-def _token(name: str, labels: list[Any], texts: list[str], marks: list[bool], note: str) -> Axis:
+def _token(name: str, labels: list[Any], texts: list[str | None], marks: list[bool],
+           note: str) -> Axis:
     axis = token_axis(texts, marks=marks if any(marks) else None)
-    names = [f"{title_of(name)} {label} {text}"
+    names = [f"{title_of(name)} {label} {text}".rstrip()
              for label, text in zip(labels, axis.names, strict=True)]
-    short = [shown(t, LONGEST_LABEL) for t in texts]
+    short = [str(k) if t is None else shown(t, LONGEST_LABEL)
+             for k, t in zip(labels, texts, strict=True)]
     return Axis(name, title_of(name), names, axis.layout(), note, list(axis.x), short,
-                [f"{label} {text}" for label, text in zip(labels, texts, strict=True)])
+                [f"{k} {glyphs(t)}" if t is not None else str(k)
+                 for k, t in zip(labels, texts, strict=True)])
 
 
 def _words(
     array: xr.DataArray, name: str, labels: list[Any], tokens: Mapping[str, Any] | None,
     picked: Mapping[str, Any],
-) -> tuple[list[str], list[bool], str] | None:
+) -> tuple[list[str | None], list[bool], str] | None:
     """Texts of the positions of an axis, where several prompts disagree, and a note."""
     if kind_of(name) != "position" or name == "slot" or not tokens:
         return None
@@ -137,11 +140,13 @@ def side_of(tokens: Mapping[str, Any], picked: Mapping[str, Any], array: xr.Data
     return "clean"
 
 
-def _common(rows: Sequence[Sequence[str]], labels: list[int]) -> tuple[list[str], list[bool], str]:
+def _common(
+    rows: Sequence[Sequence[str]], labels: list[int]
+) -> tuple[list[str | None], list[bool], str]:
     texts, marks = [], []
     for p in labels:
         there = [r[p] for r in rows if -len(r) <= p < len(r)]
-        texts.append(str(there[0]) if there else "")
+        texts.append(str(there[0]) if there else None)
         marks.append(len(set(there)) > 1)
     note = "tokens of prompt 1; … where prompts differ" if any(marks) else ""
     return texts, marks, note

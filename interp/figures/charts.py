@@ -33,6 +33,11 @@ def _y_title(long_name: str, units: str) -> dict[str, Any]:
     return {"text": f"{plain(long_name)} ({plain(unit_text(units))})"}
 
 
+def _along(figure: go.Figure, x: Axis) -> None:
+    figure.update_xaxes(**{**x.layout, "title": {"text": plain(x.title)}}, showgrid=False,
+                        zeroline=False)
+
+
 def bars(values: np.ndarray, x: Axis, *, long_name: str, units: str,
          error: np.ndarray | None = None, interval: Any = None) -> go.Figure:
     """One number an entry; whiskers are the interval, or ± one standard error."""
@@ -60,7 +65,7 @@ def bars(values: np.ndarray, x: Axis, *, long_name: str, units: str,
             customdata=[f"{x.names[i]}<br><b>undefined</b>" for i in missing],
             hovertemplate="%{customdata}<extra></extra>", showlegend=False,
             meta={"role": "clipped"}))
-    figure.update_xaxes(**{**x.layout, "title": {"text": plain(x.title)}}, showgrid=False)
+    _along(figure, x)
     figure.update_yaxes(title=_y_title(long_name, units), zeroline=True, tickformat="~g")
     figure.update_layout(height=380, bargap=0.25, showlegend=False)
     return figure
@@ -95,7 +100,8 @@ def curves(values: np.ndarray, x: Axis, numbers: Sequence[float], lines: Axis | 
             customdata=_spoken(x.names, table[:, k], units, side, prefix),
             hovertemplate="%{customdata}<extra></extra>",
             error_y=None if side is None else {"type": "data", "array": side, "thickness": 1}))
-    figure.update_xaxes(title={"text": plain(x.title)}, automargin=True, tickformat="~g")
+    figure.update_xaxes(title={"text": plain(x.title)}, automargin=True, tickformat="~g",
+                        zeroline=False)
     if numbers and min(numbers) > 0 and max(numbers) / min(numbers) > 200:
         figure.update_xaxes(type="log")
     figure.update_yaxes(title=_y_title(long_name, units), tickformat="~g")
@@ -138,11 +144,11 @@ def whiskers(values: np.ndarray, bound: Axis, x: Axis | None, *, long_name: str,
             hovertemplate="%{customdata}<extra></extra>"))
     finite = table[np.isfinite(table)]
     if finite.size and finite.min() > 0 and finite.max() / finite.min() > 50:
-        figure.update_yaxes(type="log")
+        figure.update_yaxes(type="log", dtick="D2")
     if x:
-        figure.update_xaxes(**{**x.layout, "title": {"text": plain(x.title)}}, showgrid=False)
+        _along(figure, x)
     else:
-        figure.update_xaxes(tickvals=[], range=[-1, 1], showgrid=False)
+        figure.update_xaxes(tickvals=[], range=[-1, 1], showgrid=False, zeroline=False)
     figure.update_yaxes(title=_y_title(long_name, units), tickformat="~g")
     figure.update_layout(height=400, showlegend=True,
                          legend={"title": {"text": plain(bound.title)}})

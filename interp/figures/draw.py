@@ -10,7 +10,7 @@ import numpy as np
 import plotly.graph_objects as go
 
 from interp.figures import charts, graphs, grids
-from interp.figures.axes import axis_of, entry_name, title_of
+from interp.figures.axes import ONE_BASED, Axis, axis_of, entry_name, title_of
 from interp.figures.choose import (
     Plan,
     drawn_names,
@@ -215,7 +215,6 @@ def _stack(view: View, name: str, array: xr.DataArray, plan: Plan,
     layers, heads = labels_of(array, layer), labels_of(array, head)
     raw = [f"L{a} H{b}" for a in layers for b in heads]
     ticks = [i * len(heads) for i in range(len(layers))] if len(raw) > 40 else range(len(raw))
-    from interp.figures.axes import Axis
     y = Axis(head, f"{title_of(layer)} and {title_of(head)}", raw, {
         "tickmode": "array", "tickvals": list(ticks), "ticktext": [raw[i] for i in ticks],
         "range": [-0.5, len(raw) - 0.5], "automargin": True}, "", list(range(len(raw))), raw, raw)
@@ -241,7 +240,7 @@ def _words(view: View, name: str, array: xr.DataArray, plan: Plan,
     values = _numbers(shade).reshape(array.shape) if shade is not None else np.zeros(array.shape)
     _, units, signed = _attrs(shade if shade is not None else array, name)
     cells = grids.Cells(values, y, x, signed, units)
-    figure = grids.word_table(words, cells, palette=view.palette)
+    figure = grids.word_table(words, cells)
     return figure, [grids.legend_of(cells, picked)], ("top", first)
 
 
@@ -322,19 +321,19 @@ def _frame(figure: go.Figure, view: View, name: str, plan: Plan, picked: dict[st
     """Title, what is selected, notes, stamp, and what a page must know of the figure."""
     array = view.data[name]
     long_name, units, _ = _attrs(array, name)
-    counts = {a: len(labels_of(array, a)) for a in picked}
-    chosen = [f"{entry_name(a, v)} of {counts[a]}" if kind_of(a) == "selector" and isinstance(
-        v, int) else entry_name(a, v) for a, v in picked.items()]
+    chosen = [f"{entry_name(a, v)} of {array.sizes[a]}" if a in ONE_BASED else entry_name(a, v)
+              for a, v in picked.items()]
     why = str(array.attrs.get("undefined", ""))
     notes = [n for n in notes if n]
     if why and any("hatched" in n for n in notes):
         notes.append(why)
-    quiet = " · ".join([*map(plain, chosen), *map(plain, notes)])
+    quiet = [plain(line) for line in _folded(" · ".join([*chosen, *notes]))] if (
+        chosen or notes) else []
     above = plain(f"{view.title}: {long_name}" if view.title else long_name)
     figure.update_layout(
         title={"text": above, "x": 0.01, "xanchor": "left", "y": 0.985, "yanchor": "top",
-               "subtitle": {"text": quiet}},
-        margin={"t": 78 if quiet else 56, "l": 60, "r": 20, "b": 84 if view.stamp else 60},
+               "subtitle": {"text": "<br>".join(quiet)}},
+        margin={"t": 60 + 18 * len(quiet), "l": 60, "r": 20, "b": 84 if view.stamp else 60},
         meta={"variable": name, "kind": plan.kind, "x": axes[0], "y": axes[1],
               "selection": {a: v for a, v in picked.items()},
               "alt": alt_text(view, name, plan, picked)})
@@ -355,10 +354,10 @@ def _stamp(figure: go.Figure, stamp: str) -> None:
     figure.update_xaxes(title={"text": above + small})
 
 
-def _folded(stamp: str, width: int = 110) -> list[str]:
-    """The stamp in lines of at most ``width`` characters, broken between its parts."""
+def _folded(text: str, width: int = 110) -> list[str]:
+    """``text`` in lines of at most ``width`` characters, broken between its parts."""
     lines = [""]
-    for part in stamp.split(" · "):
+    for part in text.split(" · "):
         joined = f"{lines[-1]} · {part}" if lines[-1] else part
         if len(joined) > width and lines[-1]:
             lines.append(part)

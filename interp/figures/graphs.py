@@ -64,7 +64,8 @@ def graph(values: np.ndarray, src: Sequence[str], dst: Sequence[str], *, signed:
     figure.update_xaxes(visible=False)
     figure.update_yaxes(visible=False)
     figure.update_layout(height=int(min(900, 240 + 62 * len({y for _, y in place.values()}))),
-                         showlegend=signed, legend={"orientation": "h", "y": -0.03})
+                         showlegend=signed,
+                         legend={"orientation": "h", "y": 1.0, "yanchor": "bottom"})
     notes = []
     if found > len(edges):
         notes.append(f"the {len(edges)} largest of {found} edges; the table has all")
@@ -127,8 +128,8 @@ def _nodes(figure: go.Figure, place: dict[str, tuple[float, float]]) -> None:
     figure.add_trace(go.Scatter(
         x=[place[n][0] for n in names], y=[place[n][1] for n in names], mode="markers+text",
         text=[shown(n, 18) for n in names], textposition="middle center", showlegend=False,
-        marker={"symbol": "square", "size": 34, "color": LIGHT["paper"],
+        marker={"symbol": "square", "size": 38, "color": LIGHT["paper"],
                 "line": {"width": 1.4, "color": LIGHT["text"]}},
-        textfont={"size": 11, "color": LIGHT["text"]},
+        textfont={"size": 10, "color": LIGHT["text"]},
         customdata=[shown(n) for n in names], hovertemplate="%{customdata}<extra></extra>",
         meta={"role": "nodes"}))

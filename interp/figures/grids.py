@@ -78,9 +78,9 @@ def heatmap(cells: Cells, *, palette: str = "RdBu", dark: bool = False,
         figure.update_yaxes(range=[rows - 0.5, -0.5])
     if square:
         figure.update_yaxes(scaleanchor="x", scaleratio=1)
-        figure.update_layout(height=_between(150 + 26 * max(rows, 6), 420, 720))
+        figure.update_layout(height=_between(190 + 24 * max(rows, 6), 440, 760))
     else:
-        figure.update_layout(height=_between(190 + 30 * rows, 290, 900))
+        figure.update_layout(height=_between(250 + 34 * rows, 370, 960))
     return figure
 
 
@@ -266,10 +266,9 @@ def _coarse_ticks(figure: go.Figure, block: tuple[int, int], cells: Cells) -> No
     figure.update_yaxes(range=[-0.5, cells.values.shape[0] * block[0] - 0.5])
 
 
-def word_table(words: Sequence[Sequence[str]], cells: Cells, *, palette: str = "RdBu",
-               dark: bool = False) -> go.Figure:
+def word_table(words: Sequence[Sequence[str]], cells: Cells, *, dark: bool = False) -> go.Figure:
     """A map whose cells hold a token each (rank across, position down)."""
-    figure = heatmap(cells, palette=palette, dark=dark, y_up=False)
+    figure = heatmap(cells, palette="words", dark=dark, y_up=False)
     text = [[shown(w, 14) for w in row] for row in words]
     spoken = [[f"{cells.y.names[i]}<br>{cells.x.names[j]}<br><b>{shown(w)}</b> "
                f"{plain(sentence(cells, i, j))}" for j, w in enumerate(row)]

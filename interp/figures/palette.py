@@ -15,6 +15,10 @@ FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'DejaVu Sans', sans-serif"
 SERIES = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#8a6d00", "#56b4e9", "#6a4fb3", "#777777")
 """Okabe and Ito's colours (the yellow darkened to be read on white)."""
 
+SERIES_DARK = ("#4db3f0", "#ff9248", "#2fd3a5", "#f0a6cf", "#d9bb4a", "#9cd8ff", "#a993f5",
+               "#b5b5b5")
+"""The same in the dark: every one 4.5:1 against the paper."""
+
 DASHES = ("solid", "dash", "dot", "dashdot", "longdash", "longdashdot")
 SYMBOLS = ("circle", "square", "diamond", "triangle-up", "x", "cross", "star", "triangle-down")
 
@@ -34,7 +38,13 @@ def colours(dark: bool) -> dict[str, Any]:
 
 
 def scale_of(signed: bool, palette: str = "RdBu", dark: bool = False) -> list[list[Any]]:
-    """The colour scale: diverging where a sign matters (white, or black in the dark, is zero)."""
+    """The colour scale: diverging where a sign matters (white, or black in the dark, is zero).
+
+    Palette ``"words"`` is pale enough (dark enough) for text to be read on every colour of it.
+    """
+    if palette == "words":
+        pale = ["#14171c", "#1d3d5c", "#235a86"] if dark else ["#ffffff", "#cfe3f2", "#8dbfe2"]
+        return [list(p) for p in colors.make_colorscale(pale)]
     if not signed:
         return [list(p) for p in colors.make_colorscale(colors.sequential.Cividis)]
     if palette == "PuOr":
@@ -71,8 +81,18 @@ def theme(figure: go.Figure, dark: bool = False) -> go.Figure:
         )
     )
     for trace in figure.data:
+        _recolour(trace, dark)
         _paint(trace, tone, dark)
     return figure
+
+
+def _recolour(trace: Any, dark: bool) -> None:
+    """Swap the colours of lines, markers and bars for those of the other theme."""
+    old, new = (SERIES, SERIES_DARK) if dark else (SERIES_DARK, SERIES)
+    swap = dict(zip(old, new, strict=True))
+    for part in ("line", "marker"):
+        if part in trace and isinstance(trace[part].color, str):
+            trace[part].color = swap.get(trace[part].color, trace[part].color)
 
 
 def _paint(trace: Any, tone: dict[str, Any], dark: bool) -> None:
@@ -80,6 +100,8 @@ def _paint(trace: Any, tone: dict[str, Any], dark: bool) -> None:
     role = meta.get("role")
     if role == "cells":
         trace.colorscale = scale_of(bool(meta["signed"]), meta.get("palette", "RdBu"), dark)
+        if meta.get("palette") == "words":
+            trace.textfont.color = tone["text"]
         trace.colorbar.update(tickfont={"color": tone["text"]}, outlinecolor=tone["grid"],
                               title={"font": {"color": tone["text"]}})
     elif role == "fade":

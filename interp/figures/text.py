@@ -111,17 +111,18 @@ class TokenAxis:
         }
 
 
-def token_axis(tokens: Sequence[str], *, marks: Sequence[bool] | None = None) -> TokenAxis:
+def token_axis(tokens: Sequence[str | None], *, marks: Sequence[bool] | None = None) -> TokenAxis:
     """The axis of a row of tokens: repeats stay apart, nothing is swallowed or merged.
 
     Args:
-        tokens: raw text of each position.
+        tokens: raw text of each position; None where there is none.
         marks: positions whose label gets an ellipsis, since other prompts differ there.
     """
     n = len(tokens)
     ticks = thin(n)
-    labels = [shown(str(t), LONGEST_LABEL) for t in tokens]
+    labels = ["" if t is None else shown(str(t), LONGEST_LABEL) for t in tokens]
     if marks is not None:
         labels = [f"{t} …" if m else t for t, m in zip(labels, marks, strict=True)]
-    text = [labels[i] if len(ticks) == n else f"{i} {labels[i]}" for i in ticks]
-    return TokenAxis(list(range(n)), ticks, text, [shown(str(t)) for t in tokens])
+    text = [labels[i] if len(ticks) == n else f"{i} {labels[i]}".rstrip() for i in ticks]
+    names = ["" if t is None else shown(str(t)) for t in tokens]
+    return TokenAxis(list(range(n)), ticks, text, names)
