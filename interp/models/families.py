@@ -77,6 +77,7 @@ class Family:
         unscaled: attention scores are not divided by anything.
         fp32_scores: queries and keys are cast to float32 before their product.
         fp32_softmax: the softmax runs in float32 also in float64.
+        fp32_rotary: the rotary angles stay float32.
         embed_scaled: token embeddings are multiplied by the square root of d_model.
         default_bos: whether a prompt starts with BOS unless said otherwise.
     """
@@ -113,6 +114,7 @@ class Family:
     unscaled: bool = False
     fp32_scores: bool = False
     fp32_softmax: bool = False
+    fp32_rotary: bool = False
     embed_scaled: bool = False
     default_bos: bool = False
 
@@ -201,7 +203,7 @@ FAMILIES: dict[str, Family] = {
         _llama_like(
             "olmo2", "Olmo2ForCausalLM", pre_attn=None, post_attn="post_attention_layernorm",
             pre_mlp=None, post_mlp="post_feedforward_layernorm", qk_norm_width="all",
-            rms_order="olmo", **_QK_NORM,
+            rms_order="olmo", fp32_rotary=True, **_QK_NORM,
         ),
     )
 }
