@@ -1,0 +1,59 @@
+"""The registry of task families, and the one door by which a ref becomes a task."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from interp.tasks.addition import ADDITION
+from interp.tasks.agreement import AGREEMENT
+from interp.tasks.brackets import BRACKET
+from interp.tasks.families import TaskFamily
+from interp.tasks.files import task_from_file
+from interp.tasks.greater_than import GREATER_THAN
+from interp.tasks.ioi import IOI
+from interp.tasks.pronouns import PRONOUN
+from interp.terms import TaskRef, unknown_name
+
+if TYPE_CHECKING:
+    from interp.terms import HookedModel, Task
+
+TASKS: dict[str, TaskFamily] = {
+    "ioi": IOI,
+    "agreement": AGREEMENT,
+    "pronouns": PRONOUN,
+    "greater_than": GREATER_THAN,
+    "brackets": BRACKET,
+    "addition": ADDITION,
+}
+
+
+def load_task(ref: str | TaskRef | os.PathLike[str], model: HookedModel, **knobs: Any) -> Task:
+    """A task for this model.
+
+    Args:
+        ref: a key of ``TASKS``, that key with knobs (``"ioi:n=64,seed=1"``), a ``TaskRef``, or
+            the path of a file (``"pairs.csv"``, ``"pairs.csv::corrupt=corrupted_hard"``).
+        model: whose tokenizer decides the tokens.
+        **knobs: knobs of the family, or options of ``task_from_file``; they win over the ref's.
+
+    Raises:
+        UsageError: no such task, knob or value, with the near misses.
+        TaskError: the model cannot hold the task, or rows of a file that cannot be used.
+    """
+    if isinstance(ref, os.PathLike):
+        ref = TaskRef(os.fspath(ref))
+    elif isinstance(ref, str):
+        ref = TaskRef.parse(ref)
+    values = {**ref.knobs, **knobs}
+    key = ref.name.replace("-", "_")
+    if key in TASKS:
+        return TASKS[key].load(model, **values)
+    if _is_path(ref.name):
+        return task_from_file(ref.name, model, **values)
+    raise unknown_name("task", ref.name, TASKS)
+
+
+def _is_path(name: str) -> bool:
+    return bool(Path(name).suffix) or os.sep in name or Path(name).exists()
