@@ -102,6 +102,8 @@ class LayerBlock:
         self.post_mlp = _norm(layer, family.post_mlp, family)
         self.q_norm = _norm(layer, family.q_norm, family)
         self.k_norm = _norm(layer, family.k_norm, family)
+        self.gated = self.w_gate is not None
+        self.d_mlp = int(self.w_in.weight.shape[1 if family.conv1d else 0])
         self.act = _activation(layer.get_submodule(family.mlp), config)
 
     # attention -----------------------------------------------------------------------------
