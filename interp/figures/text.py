@@ -25,7 +25,7 @@ LONGEST_LABEL = 18
 
 
 def glyphs(text: str) -> str:
-    """A token as one can see it: ``␣Mary``, ``⏎``, ``∅``, ``\\u202e``."""
+    r"""A token as one can see it: ``␣Mary``, ``⏎``, ``∅``, ``\u202e``."""
     if text == "":
         return "∅"
     return "".join(_glyph(c) for c in text)
