@@ -1,0 +1,201 @@
+"""What an adapter proves when it wraps a model, as lines of the trust panel.
+
+A failing line is shown (amber), never hidden and never raised: a number that cannot be trusted is
+marked. Values are relative to the standard deviation of what is compared; the tolerance follows
+the dtype and grows with depth (rounding accumulates layer by layer).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from interp.models.adapter import PER_LAYER
+from interp.terms import Check, Edit, InterpError, Site
+
+if TYPE_CHECKING:
+    from interp.models.adapter import Adapter
+
+UNIT: dict[torch.dtype, float] = {
+    torch.float64: 1e-10, torch.float32: 1e-5, torch.bfloat16: 1e-1, torch.float16: 1.25e-2,
+}
+"""Tolerance for one layer, relative to the standard deviation, by dtype."""
+
+FELT = 1e-9
+"""The least change of the logits, relative to their deviation, that counts as an effect. An edit
+that does nothing at all changes them by exactly 0; one lost in rounding is reported as such."""
+
+
+def tolerance(dtype: torch.dtype, depth: int) -> float:
+    """Relative tolerance of a value that went through ``depth`` layers."""
+    unit = UNIT.get(dtype, 1e-5)
+    if dtype in (torch.bfloat16, torch.float16):
+        return unit * math.sqrt(max(1, depth))
+    return unit * (max(1, depth) if dtype == torch.float32 else 1)
+
+
+def spread(a: Tensor, b: Tensor) -> float:
+    """Largest difference relative to the standard deviation of ``b``; NaN if either is not finite.
+
+    Args:
+        a: any shape.
+        b: the same shape.
+    """
+    a, b = a.detach().double(), b.detach().double()
+    if not bool(torch.isfinite(a).all() and torch.isfinite(b).all()):
+        return math.nan
+    scale = float(b.std()) if b.numel() > 1 else float(b.abs().max())
+    return float((a - b).abs().max()) / (scale or 1.0)
+
+
+def self_checks(model: Adapter, probe: Tensor, reference: Tensor) -> tuple[Check, ...]:
+    """Every self-check of a wrapped transformer.
+
+    Args:
+        model: the wrapped model.
+        probe: token ids ``[1, T]``.
+        reference: logits ``[1, T, vocab]`` of the unwrapped model on ``probe``.
+    """
+    try:
+        return (
+            unedited(model, probe, reference),
+            *blocks_agree(model, probe, reference),
+            telescopes(model, probe),
+            *edits_work(model, probe),
+        )
+    except InterpError as error:
+        return (_broken("self_checks", "self-checks of the wrapped model", str(error)),)
+
+
+def _broken(name: str, title: str, note: str) -> Check:
+    return Check(name, title, math.nan, 0.0, note=note)
+
+
+def unedited(model: Adapter, probe: Tensor, reference: Tensor) -> Check:
+    """Unedited logits against the unwrapped model's."""
+    logits = model.run(probe).logits
+    return Check(
+        "unwrapped_logits", "logits of the wrapped model against the unwrapped one",
+        spread(logits, reference.to(logits.device)),
+        tolerance(model.dtype, model.shape.n_layers),
+        note="Largest difference in standard deviations. A larger one means that the back-end "
+        "computes another function than the model.",
+    )
+
+
+def blocks_agree(model: Adapter, probe: Tensor, reference: Tensor) -> tuple[Check, ...]:
+    """The engine's layers against the unwrapped model; nothing where there are no blocks."""
+    if not model.can("blocks"):
+        return ()
+    return (
+        Check(
+            "blocks_logits", "logits of the engine's layers against the unwrapped model",
+            spread(blocks_logits(model, probe), reference.to(model.device)),
+            tolerance(model.dtype, model.shape.n_layers),
+            note="The sweeps run on these layers, so their effects are as exact as this.",
+        ),
+    )
+
+
+def blocks_logits(model: Adapter, probe: Tensor) -> Tensor:
+    """Logits ``[1, T, vocab]`` by driving the blocks over one prompt ``[1, T]``."""
+    blocks = model.blocks
+    tokens = probe[0].to(blocks.device)
+    position = torch.arange(len(tokens), device=blocks.device)
+    with torch.no_grad():
+        resid = blocks.embed(tokens, position)
+        for block in blocks.layers:
+            q, k, v = block.qkv(resid, position)
+            z = block.attend(q[None], k[None], v[None], position)[0]
+            attn = block.add_attn(block.attn_sum(z))
+            read = resid if block.parallel else resid + attn
+            mlp = block.add_mlp(block.mlp_sum(block.neurons(read)))
+            resid = resid + attn + mlp
+        return blocks.unembed(resid)[None]
+
+
+def telescopes(model: Adapter, probe: Tensor) -> Check:
+    """resid_pre + attn_out + mlp_out against resid_post, the worst layer."""
+    kinds = ("resid_pre", "attn_out", "mlp_out", "resid_post")
+    sites = {
+        (k, i): Site(k, layer=i) for i in range(model.shape.n_layers) for k in kinds
+    }
+    reads = model.run(probe, read=tuple(sites.values()), positions=[-1]).reads
+    worst = 0.0
+    for i in range(model.shape.n_layers):
+        pre, attn, mlp, post = (reads[sites[k, i]] for k in kinds)
+        worst = _worse(worst, spread(pre.double() + attn.double() + mlp.double(), post))
+    return Check(
+        "telescopes", "residual + attention + MLP = next residual, in every layer",
+        worst, tolerance(model.dtype, 1),
+        note="What is called attn_out and mlp_out is exactly what a layer adds.",
+    )
+
+
+def _worse(a: float, b: float) -> float:
+    return b if math.isnan(b) or b > a else a
+
+
+def edits_work(model: Adapter, probe: Tensor) -> tuple[Check, ...]:
+    """Self-patch is the identity; an edit at each site is felt; doubled divisors are felt.
+
+    One layer in the middle and the ends stand for their kinds; the rest of the layers are the
+    same modules under other numbers, and ``telescopes`` has read them all.
+    """
+    layer = model.shape.n_layers // 2
+    have = [c.name for c in model.capabilities() if c.ok]
+    sites = [Site(k, layer=layer) for k in PER_LAYER if k in have]
+    sites += [Site(k) for k in ("embed", "ln_final_scale", "logits") if k in have]
+    base = model.run(probe, read=sites)
+    patched = model.run(probe, edits=[Edit(s, base.reads[s]) for s in sites])
+    identity = Check(
+        "identity_patch", "patching every site with its own value changes nothing",
+        spread(patched.logits, base.logits), tolerance(model.dtype, 1),
+        note=f"All kinds of sites at once, layer {layer}.",
+    )
+    plain = [s for s in sites if not s.kind.endswith("_scale")]
+    scales = [s for s in sites if s.kind.endswith("_scale")]
+    return (
+        identity,
+        _felt(model, probe, base.logits, base.reads, plain, "edits_fire",
+              "an edit at every kind of site changes the logits", _shifted),
+        *(
+            (_felt(model, probe, base.logits, base.reads, scales, "scales_fire",
+                   "doubling every norm's divisor changes the logits", lambda v: 2 * v),)
+            if scales else ()
+        ),
+    )
+
+
+def _shifted(value: Tensor) -> Tensor:
+    """Another value of the same size: the positions in reverse order, and a little more."""
+    return value.flip(1) * 1.5 + value.std() * 0.25
+
+
+def _felt(
+    model: Adapter, probe: Tensor, logits: Tensor, reads: Mapping[Site, Tensor],
+    sites: Sequence[Site], name: str, title: str, change: Callable[[Tensor], Tensor],
+) -> Check:
+    """The smallest relative change that an edit at any one of these sites makes."""
+    least, where, note = math.inf, "", ""
+    for site in sites:
+        value = change(reads[site])
+        try:
+            run = model.run(probe, edits=[Edit(site, value)], read=[site])
+        except InterpError as error:
+            return _broken(name, title, str(error))
+        felt = spread(run.logits, logits)
+        if not torch.equal(run.reads[site], value.to(run.reads[site].dtype)):
+            felt, note = 0.0, " It was not in place afterwards."
+        if math.isnan(felt) or felt < least:
+            least, where = felt, str(site)
+        if math.isnan(felt):
+            break
+    return Check(
+        name, title, least, FELT, at_least=True,
+        note=f"Smallest at {where}, in standard deviations of the logits.{note}",
+    )

@@ -1,0 +1,384 @@
+"""Taps: how a site's value is caught at a module, read, edited and put back. Plain torch hooks.
+
+Every adapter that runs modules itself (TransformerBridge, any ``nn.Module``) goes through
+``Session``; hooks live only inside ``with``, so none remains, also after an exception. The value
+of a site is always ``[batch, position, *site dims]``; a ``Layout`` says how that stands in the
+tensor that flows through the module.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from interp.terms import CapabilityError, Edit, InterpError, Site, UsageError
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How a value stands in a raw tensor.
+
+    Args:
+        form: ``plain`` (as it is); ``heads`` (last axis splits into heads); ``thirds`` (last axis
+            is all q, all k, all v); ``interleaved`` (last axis is q, k, v by head);
+            ``heads_first`` (``[batch, head, query, key]``, a pattern).
+        heads: how many heads, for the forms that have them.
+        part: 0, 1, 2 for q, k, v of a fused projection.
+    """
+
+    form: Literal["plain", "heads", "thirds", "interleaved", "heads_first"] = "plain"
+    heads: int = 1
+    part: int = 0
+
+    def decode(self, raw: Tensor) -> Tensor:
+        """The site's value in ``raw``, a view where possible."""
+        if self.form == "plain":
+            return raw
+        if self.form == "heads_first":
+            return raw.transpose(1, 2)
+        if self.form == "heads":
+            return raw.unflatten(-1, (self.heads, -1)) if raw.dim() == 3 else raw
+        if self.form == "thirds":
+            return raw.chunk(3, dim=-1)[self.part].unflatten(-1, (self.heads, -1))
+        return raw.unflatten(-1, (self.heads, 3, -1))[..., self.part, :]
+
+    def encode(self, value: Tensor, raw: Tensor) -> Tensor:
+        """``raw`` with the site's value replaced."""
+        if self.form == "plain":
+            return value
+        if self.form == "heads_first":
+            return value.transpose(1, 2)
+        if self.form == "heads":
+            return value.flatten(-2) if raw.dim() == 3 else value
+        whole = raw.clone()
+        if self.form == "thirds":
+            width = raw.shape[-1] // 3
+            whole[..., self.part * width : (self.part + 1) * width] = value.flatten(-2)
+        else:
+            whole.unflatten(-1, (self.heads, 3, -1))[..., self.part, :] = value
+        return whole
+
+
+@dataclass(frozen=True)
+class Divisor:
+    """A norm whose divisor is the site: ``norm(x) = gain · c(x) / σ + bias``.
+
+    Args:
+        centred: c takes the mean away (layer norm), else c is the identity (RMS norm).
+        eps: added to the mean square.
+        heads: for a q/k-norm, how many heads; 0 for a norm of the residual.
+        shared: one σ for all heads together (the norm runs over the whole projection).
+        heads_first: the norm sees ``[batch, head, position, d_head]``.
+    """
+
+    centred: bool
+    eps: float
+    heads: int = 0
+    shared: bool = False
+    heads_first: bool = False
+
+    def measure(self, x: Tensor) -> Tensor:
+        """σ ``[batch, position]`` or, for a q/k-norm, ``[batch, position, head]``; ≥ fp32."""
+        x = x if x.dtype in (torch.float32, torch.float64) else x.float()
+        if self.centred:
+            x = x - x.mean(-1, keepdim=True)
+        sigma = (x.square().mean(-1) + self.eps).sqrt()
+        if self.shared:
+            return sigma.unsqueeze(-1).expand(*sigma.shape, self.heads)
+        return sigma.transpose(1, 2) if self.heads_first else sigma
+
+    def apply(self, out: Tensor, bias: Tensor | None, old: Tensor, new: Tensor) -> Tensor:
+        """The norm's output with σ exchanged; where ``new`` equals ``old`` not a bit changes."""
+        gained = out if bias is None else out - bias
+        growth = old / new - 1
+        if self.shared:
+            gained = gained.unflatten(-1, (self.heads, -1))
+        elif self.heads_first:
+            growth = growth.transpose(1, 2)
+        delta = (gained * growth.unsqueeze(-1)).to(out.dtype)
+        return out + (delta.flatten(-2) if self.shared else delta)
+
+
+@dataclass(frozen=True)
+class Tap:
+    """Where a site is caught.
+
+    Args:
+        module: the hooked module.
+        side: its input or its output.
+        layout: how the value stands in that tensor.
+        divisor: for norm-scale sites; the tap is then on the norm itself.
+        in_place: the tensor is also the skip connection (resid_mid), so an edit writes into it.
+        order: among the hooks of one module, smaller runs first.
+    """
+
+    module: nn.Module
+    side: Literal["input", "output"] = "output"
+    layout: Layout = Layout()
+    divisor: Divisor | None = None
+    in_place: bool = False
+    order: int = 0
+
+
+def index_of(site: Site, shape: Sequence[int]) -> tuple[list[Any], list[int]]:
+    """Index of a site's selection in a value, and the axes that single choices drop.
+
+    Every choice is a slice or one list, so the axes keep their order.
+
+    Raises:
+        UsageError: an index outside the value, or a slot name where a number is needed.
+    """
+    index: list[Any] = [slice(None)] * len(shape)
+    dropped: list[int] = []
+
+    def choose(axis: int, what: str, value: int) -> None:
+        size = shape[axis]
+        if not -size <= value < size:
+            raise UsageError(
+                f"{site} asks for {what} {value} and there are {size}.",
+                remedy=f"Give one from 0 to {size - 1}.",
+            )
+        value %= size
+        index[axis] = slice(value, value + 1)
+        dropped.append(axis)
+
+    position = site.position
+    if isinstance(position, str):
+        raise UsageError(
+            f"{site} names the slot {position!r}; a model knows positions, not slots.",
+            remedy="Give position numbers, or let a method resolve the task's slots.",
+        )
+    if isinstance(position, int):
+        choose(1, "position", position)
+    elif position is not None:
+        for p in position:
+            choose(1, "position", p)
+            dropped.pop()
+        index[1] = [p % shape[1] for p in position]
+    for axis, what in ((2, "head"), (2, "neuron"), (2, "feature"), (3, "key")):
+        value = getattr(site, what)
+        if value is not None:
+            choose(axis, what, value)
+    return index, dropped
+
+
+def select(value: Tensor, site: Site) -> Tensor:
+    """The part of a value that a site names; single choices drop their axis."""
+    if site == site.whole:
+        return value
+    index, dropped = index_of(site, value.shape)
+    part = value[tuple(index)]
+    for axis in sorted(dropped, reverse=True):
+        part = part.squeeze(axis)
+    return part
+
+
+def put(value: Tensor, site: Site, part: Tensor) -> Tensor:
+    """A copy of ``value`` with the part that a site names replaced; ``part`` is broadcast.
+
+    Raises:
+        UsageError: ``part`` does not broadcast to the selection.
+    """
+    index, dropped = index_of(site, value.shape)
+    target = select(value, site).shape
+    try:
+        part = part.expand(target)
+    except RuntimeError:
+        raise UsageError(
+            f"The value for {site} has shape {tuple(part.shape)}, which does not broadcast to "
+            f"{tuple(target)}.",
+            remedy="Shapes are [batch, position, …], without the axes a site fixes.",
+        ) from None
+    for axis in sorted(dropped):
+        part = part.unsqueeze(axis)
+    out = value.clone()
+    out[tuple(index)] = part.to(value.dtype)
+    return out
+
+
+def edited(value: Tensor, edit: Edit) -> tuple[Tensor, Tensor]:
+    """A value after one edit, and the largest absolute change (a scalar tensor).
+
+    Raises:
+        UsageError: a word that only the engine can resolve, a zero divisor, a wrong shape.
+    """
+    site = edit.site
+    part = select(value, site)
+    given = edit.with_
+    if isinstance(given, str):
+        if given != "zero":
+            raise UsageError(
+                f"The edit of {site} says {given!r}, which needs another run.",
+                remedy="model.run takes arrays or 'zero'; methods resolve the other words.",
+            )
+        if site.kind.endswith("_scale") and edit.mode == "replace":
+            raise UsageError(f"{site} divides, so it cannot be replaced by zero.")
+        given = torch.zeros((), dtype=value.dtype, device=value.device)
+    new = torch.as_tensor(given, device=value.device, dtype=value.dtype)
+    out = put(value, site, part + new if edit.mode == "add" else new)
+    change = select(out, site).detach() - part.detach()
+    return out, change.abs().amax() if change.numel() else change.new_zeros(())
+
+
+@dataclass
+class _Watch:
+    """What is wanted at one whole site."""
+
+    tap: Tap
+    site: Site
+    edits: list[tuple[int, Edit]] = field(default_factory=list)
+    reads: list[Site] = field(default_factory=list)
+    calls: int = 0
+
+
+class Session:
+    """One forward pass under hooks.
+
+    Args:
+        tap_of: whole site -> tap.
+        edits: in order; several at one site are applied one after the other.
+        read: sites wanted; the value after the edits.
+        grad: put each read on the path to the output, so that it can be differentiated.
+    """
+
+    def __init__(
+        self,
+        tap_of: Callable[[Site], Tap],
+        edits: Iterable[Edit] = (),
+        read: Iterable[Site] = (),
+        grad: bool = False,
+    ) -> None:
+        self.grad = grad
+        self.reads: dict[Site, Tensor] = {}
+        self._change: dict[int, Tensor] = {}
+        self._watches: dict[Site, _Watch] = {}
+        self._handles: list[Any] = []
+        for number, edit in enumerate(edits):
+            if edit.reader is not None:
+                raise CapabilityError(
+                    f"The edit of {edit.site} is for the reader {edit.reader} alone.",
+                    remedy="Edges are run by the engine's sweeps, not by model.run.",
+                )
+            self._watch(edit.site, tap_of).edits.append((number, edit))
+        for site in read:
+            self._watch(site, tap_of).reads.append(site)
+
+    def _watch(self, site: Site, tap_of: Callable[[Site], Tap]) -> _Watch:
+        whole = site.whole
+        if whole not in self._watches:
+            self._watches[whole] = _Watch(tap_of(whole), whole)
+        return self._watches[whole]
+
+    @property
+    def fired(self) -> tuple[float, ...]:
+        """For each edit the largest absolute change it made."""
+        return tuple(float(self._change[n]) for n in sorted(self._change))
+
+    def __enter__(self) -> Session:
+        try:
+            for watch in sorted(self._watches.values(), key=lambda w: w.tap.order):
+                self._handles.append(self._hook(watch))
+        except BaseException:
+            self._remove()
+            raise
+        return self
+
+    def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
+        self._remove()
+        if kind is None:
+            for watch in self._watches.values():
+                if watch.calls != 1:
+                    raise InterpError(
+                        f"{watch.site} was reached {watch.calls} times in one forward pass; "
+                        "wanted once.",
+                        remedy="The model does not run this part, or runs it repeatedly.",
+                    )
+
+    def _remove(self) -> None:
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
+
+    def _hook(self, watch: _Watch) -> Any:
+        tap = watch.tap
+        if tap.divisor is not None:
+            return tap.module.register_forward_hook(self._on_norm(watch), with_kwargs=True)
+        if tap.side == "input":
+            return tap.module.register_forward_pre_hook(self._on_input(watch), with_kwargs=True)
+        return tap.module.register_forward_hook(self._on_output(watch))
+
+    def visit(self, watch: _Watch, value: Tensor) -> Tensor | None:
+        """Apply the edits and take the reads at one site; None where nothing changes."""
+        watch.calls += 1
+        new: Tensor | None = None
+        for number, edit in watch.edits:
+            value, self._change[number] = edited(value, edit)
+            new = value
+        for site in watch.reads:
+            part = select(value, site)
+            if self.grad and part.is_floating_point():
+                part = part.clone() if part.requires_grad else part.clone().requires_grad_()
+                value = new = put(value, site, part)
+            elif part.numel() < value.numel():
+                part = part.clone()  # a view would keep the whole tensor alive
+            self.reads[site] = part
+        return new
+
+    def _on_input(self, watch: _Watch) -> Callable[..., Any]:
+        def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+            raw, key = find_tensor(args, kwargs)
+            new = self.visit(watch, watch.tap.layout.decode(raw))
+            if new is None:
+                return None
+            new = watch.tap.layout.encode(new, raw)
+            if watch.tap.in_place:
+                raw.copy_(new)
+                return None
+            if isinstance(key, int):
+                return (*args[:key], new, *args[key + 1 :]), kwargs
+            return args, {**kwargs, key: new}
+
+        return hook
+
+    def _on_output(self, watch: _Watch) -> Callable[..., Any]:
+        def hook(module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
+            raw = output[0] if isinstance(output, (tuple, list)) else output
+            new = self.visit(watch, watch.tap.layout.decode(raw))
+            if new is None:
+                return None
+            new = watch.tap.layout.encode(new, raw)
+            return (new, *output[1:]) if isinstance(output, (tuple, list)) else new
+
+        return hook
+
+    def _on_norm(self, watch: _Watch) -> Callable[..., Any]:
+        divisor = watch.tap.divisor
+        assert divisor is not None
+
+        def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
+                 ) -> Any:
+            raw, _ = find_tensor(args, kwargs)
+            sigma = divisor.measure(raw)
+            new = self.visit(watch, sigma)
+            if new is None:
+                return None
+            return divisor.apply(output, getattr(module, "bias", None), sigma, new)
+
+        return hook
+
+
+def find_tensor(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Tensor, int | str]:
+    """The tensor a module was called with, and where it stands among the arguments."""
+    for i, value in enumerate(args):
+        if isinstance(value, Tensor):
+            return value, i
+    if isinstance(kwargs.get("hidden_states"), Tensor):
+        return kwargs["hidden_states"], "hidden_states"
+    for key, value in kwargs.items():
+        if isinstance(value, Tensor):
+            return value, key
+    raise InterpError("A hooked module was called without a tensor, so its input cannot be read.")
