@@ -106,9 +106,11 @@ class Block(Protocol):
     """
 
     parallel: bool
+    gated: bool
     n_heads: int
     n_kv_heads: int
     d_head: int
+    d_mlp: int
 
     def qkv(self, resid_ND: Tensor, position_N: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Norm, projections, q/k-norms and rotary: q ``[N,H,E]``, k ``[N,K,E]``, v ``[N,K,E]``."""
@@ -116,6 +118,10 @@ class Block(Protocol):
 
     def kv(self, resid_ND: Tensor, position_N: Tensor) -> tuple[Tensor, Tensor]:
         """As ``qkv`` without the queries."""
+        ...
+
+    def queries(self, resid_ND: Tensor, position_N: Tensor) -> Tensor:
+        """As ``qkv``, the queries alone."""
         ...
 
     def attend(

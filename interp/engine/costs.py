@@ -1,0 +1,84 @@
+"""Costs: FLOPs and bytes of a sweep before it runs (docs/performance.md has the formulas)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from interp.engine.plans import INNER, PRE, Plan, Row
+from interp.terms import ModelShape
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What one row or one sweep takes.
+
+    Args:
+        flops: floating-point operations (a multiply-add counts two).
+        tokens: packed tokens at the widest point.
+        rows: rows.
+    """
+
+    flops: float
+    tokens: float
+    rows: int
+
+
+def layer_flops(shape: ModelShape, gated: bool) -> tuple[float, float, float]:
+    """FLOPs a token and layer: all linear maps, its key/value share, its MLP share."""
+    d, kv = shape.d_model, shape.n_kv_heads * shape.d_head
+    attn = 2 * d * (2 * shape.n_heads * shape.d_head + 2 * kv)
+    mlp = 2 * d * shape.d_mlp * (3 if gated else 2)
+    return attn + mlp, 4 * d * kv, mlp
+
+
+def row_flops(row: Row, plan: Plan, shape: ModelShape, gated: bool) -> float:
+    """FLOPs of one row: R(l, p) of the cost model, plus what its entry takes."""
+    layers = shape.n_layers
+    c, kv, mlp = layer_flops(shape, gated)
+    n = plan.bucket.length - row.start
+    pairs = 4 * shape.n_heads * shape.d_head
+    span = np.arange(row.start + 1, plan.bucket.length + 1).sum()
+    full = n * c + pairs * span
+    at = plan.bucket.at.shape[1]
+    last = n * kv + at * (c - kv) + pairs * at * plan.bucket.length
+    flops = 0.0
+    if row.live < layers:
+        flops += (layers - 1 - row.live) * full + last
+    for layer, kind, _, _, places, *_ in row.parts:
+        if kind not in PRE and kind not in INNER and layer == row.live - 1:
+            flops += len(places) * (mlp if kind in ("z", "attn_out", "resid_mid") else 0)
+            flops += len(places) * (2 * shape.d_model * shape.d_head if kind == "z" else 0)
+    return flops
+
+
+def rows_cost(
+    rows: Sequence[Row], plan: Plan, shape: ModelShape, gated: bool, columns: int
+) -> Cost:
+    """Cost of these rows with the base and source runs that they need."""
+    prompts = {r.prompt for r in rows}
+    c, _, _ = layer_flops(shape, gated)
+    runs = 2 * len(prompts) * plan.bucket.length
+    flops = sum(row_flops(r, plan, shape, gated) for r in rows) + shape.n_layers * runs * c
+    flops += 2 * shape.d_model * columns * len(rows) * plan.bucket.at.shape[1]
+    tokens = runs + sum(plan.bucket.length - r.start for r in rows)
+    return Cost(flops, tokens, len(rows))
+
+
+def bytes_of(cost: Cost, length: int, shape: ModelShape, itemsize: int) -> float:
+    """Peak bytes of a packed pass: residuals, q, k, v, z and the expanded keys and values."""
+    heads = shape.n_heads * shape.d_head
+    kv = shape.n_kv_heads * shape.d_head
+    return itemsize * (
+        cost.tokens * (4 * shape.d_model + 3 * heads + 2 * kv) + 2 * cost.rows * length * kv
+    )
+
+
+def naive_flops(plan: Plan, shape: ModelShape, gated: bool) -> float:
+    """FLOPs of one full forward a row with the unembedding of every position."""
+    c, _, _ = layer_flops(shape, gated)
+    n = plan.bucket.length
+    forward = shape.n_layers * (n * c + 4 * shape.n_heads * shape.d_head * n * n)
+    return len(plan.rows) * (forward + 2 * shape.d_model * shape.vocab * n)

@@ -1,0 +1,226 @@
+"""Plans: which rows a sweep needs, where each enters, and what it costs. Pure; no tensors.
+
+A *cell* is what one number of the result stands for: edits made together in the base run. A *row*
+is a cell in one prompt. A row carries only the tokens from its first edited position on, and joins
+the growing batch at the layer where its first edit stands (docs/performance.md).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from interp.engine.buckets import Bucket
+from interp.terms import Edit, PromptPairs, Site, UsageError
+
+PRE = ("embed", "resid_pre")
+INNER = ("q", "k", "v")
+MID = ("z", "attn_out", "resid_mid")
+POST = ("mlp_post", "mlp_out", "resid_post")
+DRIVEN = (*PRE, *INNER, *MID, *POST)
+"""Kinds the packed engine edits; a model's own ``run`` edits the others."""
+
+ORDER = {kind: i for i, kind in enumerate(DRIVEN)}
+SOURCE, ZERO, BASE, ARRAY = 0, 1, 2, 3
+
+
+@dataclass(frozen=True)
+class Cell:
+    """Edits made together; one number a prompt.
+
+    Args:
+        edits: their values are ``"source"``, ``"zero"``, ``"base"`` is not a word: an array
+            broadcasts to ``[prompt of the task, position, *site dims]``.
+    """
+
+    edits: tuple[Edit, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class Row:
+    """A cell in one prompt of a bucket.
+
+    Args:
+        cell: index of the cell; -1 for a row that is only there to show the noise.
+        prompt: index in the bucket.
+        start: first position it carries.
+        live: boundary from which it carries tokens of its own (n_layers: only the final norm).
+        parts: its edits as ``(layer, kind, head, neuron, positions, value, array, mode)``.
+    """
+
+    cell: int
+    prompt: int
+    start: int
+    live: int
+    parts: tuple[tuple[Any, ...], ...]
+
+
+@dataclass(frozen=True, eq=False)
+class Plan:
+    """Rows of one bucket.
+
+    Args:
+        bucket: the prompts.
+        rows: what has to be computed.
+        inert: ``[cell, prompt]``, cells that cannot change the metric: their effect is exactly 0.
+        undefined: ``[cell, prompt]``, cells whose positions have no counterpart in the source run.
+    """
+
+    bucket: Bucket
+    rows: list[Row]
+    inert: np.ndarray
+    undefined: np.ndarray
+
+
+@dataclass
+class TokenEdits:
+    """Edits of one layer and kind, flattened to tokens, for rows of a chunk.
+
+    Args:
+        row: row in the chunk; position: in the prompt; head, neuron: -1 for all.
+        value: ``SOURCE``, ``ZERO``, ``BASE`` or ``ARRAY``; array: index in the chunk's arrays.
+        add: whether the value is added.
+    """
+
+    row: list[int] = field(default_factory=list)
+    position: list[int] = field(default_factory=list)
+    head: list[int] = field(default_factory=list)
+    neuron: list[int] = field(default_factory=list)
+    value: list[int] = field(default_factory=list)
+    array: list[int] = field(default_factory=list)
+    add: list[bool] = field(default_factory=list)
+
+    def extend(self, row: int, part: tuple[Any, ...]) -> None:
+        """Append one row's part, a token at a time."""
+        _, _, head, neuron, positions, value, array, add = part
+        n = len(positions)
+        self.row += [row] * n
+        self.position += [int(p) for p in positions]
+        self.head += [head] * n
+        self.neuron += [neuron] * n
+        self.value += [value] * n
+        self.array += [array] * n
+        self.add += [add] * n
+
+
+def _positions(site: Site, bucket: Bucket, prompt: int, pairs: PromptPairs) -> np.ndarray:
+    """Base positions that a site selects in one prompt."""
+    where = site.position
+    if where is None:
+        return np.arange(bucket.length)
+    if isinstance(where, str):
+        if where not in pairs.slots:
+            raise UsageError(
+                f"{where!r} is no slot of this task.",
+                remedy=f"Slots: {', '.join(sorted(pairs.slots)) or 'none'}.",
+            )
+        where = pairs.slots[where][bucket.rows[prompt]]
+    places = np.atleast_1d(np.asarray(where, dtype=np.int64))
+    places = np.where(places < 0, places + bucket.length, places)
+    if (places < 0).any() or (places >= bucket.length).any():
+        raise UsageError(f"Position {where} is outside a prompt of {bucket.length} tokens.")
+    return np.unique(places)
+
+
+def _part(
+    edit: Edit, bucket: Bucket, prompt: int, pairs: PromptPairs, arrays: list[Any]
+) -> tuple[Any, ...]:
+    site = edit.site
+    places = _positions(site, bucket, prompt, pairs)
+    layer = 0 if site.kind == "embed" else site.layer
+    if layer is None:
+        raise UsageError(f"An edit of {site.kind!r} needs a layer.")
+    index = -1
+    if isinstance(edit.with_, str):
+        if edit.with_ not in ("source", "zero"):
+            raise UsageError(f"The engine was given {edit.with_!r}; it takes values, not words.")
+        value = SOURCE if edit.with_ == "source" else ZERO
+    else:
+        value = ARRAY
+        index = next((i for i, a in enumerate(arrays) if a is edit.with_), -1)
+        if index < 0:
+            arrays.append(edit.with_)
+            index = len(arrays) - 1
+    head = -1 if site.head is None else site.head
+    neuron = -1 if site.neuron is None else site.neuron
+    return (layer, site.kind, head, neuron, places, value, index, edit.mode == "add")
+
+
+def _reaching(part: tuple[Any, ...], bucket: Bucket, prompt: int, n_layers: int) -> np.ndarray:
+    """Positions of a part from which the metric can be reached at all."""
+    layer, kind, places = part[0], part[1], part[4]
+    at = bucket.at[prompt]
+    if layer == n_layers - 1 and kind not in PRE and kind not in ("k", "v"):
+        return places[np.isin(places, at)]
+    return places[places <= at.max()]
+
+
+def _live(parts: Sequence[tuple[Any, ...]]) -> int:
+    layer = min(p[0] for p in parts)
+    late = all(p[1] in MID or p[1] in POST for p in parts if p[0] == layer)
+    return layer + 1 if late else layer
+
+
+def make_plan(
+    cells: Sequence[Cell],
+    bucket: Bucket,
+    pairs: PromptPairs,
+    n_layers: int,
+    arrays: list[Any],
+    *,
+    nulls: int = 2,
+) -> Plan:
+    """Turn cells into rows.
+
+    Args:
+        cells: what to measure.
+        bucket: the prompts to measure it in.
+        pairs: the task, for its slots.
+        n_layers: layers of the model.
+        arrays: values given as arrays are collected here.
+        nulls: self-patched rows a prompt, whose spread is the noise floor.
+    """
+    shape = (len(cells), len(bucket))
+    inert, undefined = np.zeros(shape, bool), np.zeros(shape, bool)
+    rows: list[Row] = []
+    for i in range(len(bucket)):
+        for k in range(nulls):
+            layer = (k * n_layers) // nulls
+            where = np.arange(min(bucket.first[i], bucket.at[i].max()), bucket.length)
+            part = (layer, "resid_pre", -1, -1, where, BASE, -1, False)
+            rows.append(Row(-1, i, int(where[0]), layer, (part,)))
+        for c, cell in enumerate(cells):
+            parts = [_part(e, bucket, i, pairs, arrays) for e in cell.edits]
+            parts, lost = _useful(parts, bucket, i, n_layers)
+            if lost:
+                undefined[c, i] = True
+            elif not parts:
+                inert[c, i] = True
+            else:
+                start = int(min(p[4].min() for p in parts))
+                rows.append(Row(c, i, start, _live(parts), tuple(parts)))
+    return Plan(bucket, rows, inert, undefined)
+
+
+def _useful(
+    parts: list[tuple[Any, ...]], bucket: Bucket, prompt: int, n_layers: int
+) -> tuple[list[tuple[Any, ...]], bool]:
+    """Parts that can change anything, and whether a position has no counterpart."""
+    match = bucket.match[prompt]
+    chosen_alone = all(p[5] == SOURCE for p in parts)
+    out = []
+    for part in parts:
+        places = _reaching(part, bucket, prompt, n_layers)
+        if part[5] == SOURCE:
+            known = places[match[places] >= 0]
+            if len(known) < len(places) and len(part[4]) < bucket.length:
+                return [], True
+            places = known
+            if chosen_alone:
+                places = places[places >= bucket.first[prompt]]
+        if len(places):
+            out.append((*part[:4], places, *part[5:]))
+    return out, False

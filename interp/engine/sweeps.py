@@ -1,0 +1,353 @@
+"""Sweeps: many cells measured exactly, chunk by chunk, with progress, cancel and resume."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from interp.engine import memory
+from interp.engine.apply import Final, PackedPass
+from interp.engine.buckets import buckets_of
+from interp.engine.costs import (
+    Cost,
+    bytes_of,
+    layer_flops,
+    naive_flops,
+    row_flops,
+    rows_cost,
+)
+from interp.engine.metrics import Metric, Targets, check_metric, metric_named, targets_of
+from interp.engine.packing import Chunk, chunk_of
+from interp.engine.plans import Cell, Plan, Row, make_plan
+from interp.terms import Blocks, Context, HookedModel, PromptPairs, TooLargeError
+
+LOGIT_BYTES = 64 * 2**20
+"""Logits of the whole vocabulary stand for at most this many bytes at a time."""
+
+
+@dataclass(eq=False)
+class Sweep:
+    """What a sweep measured.
+
+    Args:
+        patched: metric of each cell, ``[cell, prompt]``; NaN where undefined.
+        base: metric of the base run, ``[prompt]``; source: of the source run.
+        inert: cells that cannot change the metric (their value is the base's), ``[cell, prompt]``.
+        undefined: cells without a counterpart in the source run, ``[cell, prompt]``.
+        moved: largest absolute change of the edited values, ``[cell, prompt]``.
+        noise: largest deviation of a self-patched row from its base row, in the metric's unit.
+        chunks: rows of each chunk, in order.
+        flops: planned FLOPs; naive: FLOPs of one full forward a row.
+    """
+
+    patched: np.ndarray
+    base: np.ndarray
+    source: np.ndarray
+    inert: np.ndarray
+    undefined: np.ndarray
+    moved: np.ndarray
+    noise: float = 0.0
+    chunks: list[int] = field(default_factory=list)
+    flops: float = 0.0
+    naive: float = 0.0
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What a sweep would take.
+
+    Args:
+        cells, rows, prompts: how many.
+        flops: planned; naive_flops: one full forward a row.
+        bytes: peak of a chunk.
+        seconds: at the measured matmul rate.
+    """
+
+    cells: int
+    rows: int
+    prompts: int
+    flops: float
+    naive_flops: float
+    bytes: float
+    seconds: float
+
+
+class _Work:
+    """A sweep on its way: plans, targets and results."""
+
+    def __init__(
+        self, model: HookedModel, pairs: PromptPairs, cells: Sequence[Cell], metric: Metric,
+        direction: str, at: int | str, nulls: int,
+    ) -> None:
+        self.blocks: Blocks = model.blocks
+        self.shape = model.shape
+        self.pairs, self.metric, self.direction = pairs, metric, direction
+        self.arrays: list[Any] = []
+        self.plans = [
+            make_plan(cells, bucket, pairs, self.shape.n_layers, self.arrays, nulls=nulls)
+            for bucket in buckets_of(pairs, direction, at)
+        ]
+        shape = (len(cells), len(pairs))
+        self.sweep = Sweep(
+            np.full(shape, np.nan), np.full(len(pairs), np.nan), np.full(len(pairs), np.nan),
+            np.zeros(shape, bool), np.zeros(shape, bool), np.zeros(shape),
+        )
+        for plan in self.plans:
+            self.sweep.inert[:, plan.bucket.rows] = plan.inert
+            self.sweep.undefined[:, plan.bucket.rows] = plan.undefined
+        self.gated = any(getattr(b, "gated", False) for b in self.blocks.layers)
+
+    @property
+    def itemsize(self) -> int:
+        return torch.empty(0, dtype=self.blocks.dtype).element_size()
+
+    @property
+    def columns(self) -> int:
+        return self.shape.vocab if self.metric.full else 8
+
+    # -- chunks ---------------------------------------------------------------------------------
+
+    def chunks(self, limit: float, seconds: float) -> Iterator[tuple[int, list[int]]]:
+        """(plan, row numbers) of each chunk: within the memory and about the time given."""
+        rate = 0.6 * memory.matmul_rate(
+            self.blocks.device, self.blocks.dtype, self.shape.d_model
+        )
+        for p, plan in enumerate(self.plans):
+            flops = [row_flops(row, plan, self.shape, self.gated) for row in plan.rows]
+            order = sorted(
+                range(len(plan.rows)), key=lambda r: (plan.rows[r].prompt, plan.rows[r].start)
+            )
+            waiting: list[int] = []
+            total = Cost(0.0, 0.0, 0)
+            for r in order:
+                new = plan.rows[r].prompt != plan.rows[waiting[-1]].prompt if waiting else True
+                grown = self._grown(total, plan, plan.rows[r], flops[r], new)
+                if waiting and self._too_much(grown, plan, waiting, limit, rate * seconds):
+                    yield p, waiting
+                    waiting = []
+                    grown = self._grown(Cost(0.0, 0.0, 0), plan, plan.rows[r], flops[r], True)
+                waiting.append(r)
+                total = grown
+            if waiting:
+                yield p, waiting
+
+    def _grown(self, cost: Cost, plan: Plan, row: Row, flops: float, new_prompt: bool) -> Cost:
+        length = plan.bucket.length
+        runs = 2 * length if new_prompt else 0
+        flops += runs * self.shape.n_layers * layer_flops(self.shape, self.gated)[0]
+        flops += 2 * self.shape.d_model * self.columns * plan.bucket.at.shape[1]
+        return Cost(cost.flops + flops, cost.tokens + runs + length - row.start, cost.rows + 1)
+
+    def _too_much(
+        self, cost: Cost, plan: Plan, rows: list[int], limit: float, flops: float
+    ) -> bool:
+        if bytes_of(cost, plan.bucket.length, self.shape, self.itemsize) > limit:
+            return True
+        prompts = plan.rows[rows[-1]].prompt - plan.rows[rows[0]].prompt + 1
+        return cost.flops > flops and cost.tokens > 8 * prompts * plan.bucket.length
+
+    # -- running --------------------------------------------------------------------------------
+
+    def measure(self, plan: Plan, rows: list[Row]) -> dict[str, np.ndarray]:
+        """One chunk: metrics of its rows, base and source runs."""
+        chunk = chunk_of(rows, plan.bucket, self.shape.n_layers)
+        with torch.no_grad():
+            final = PackedPass(self.blocks, chunk, self.arrays).run()
+            return self._scores(chunk, final)
+
+    def _scores(self, chunk: Chunk, final: Final) -> dict[str, np.ndarray]:
+        prompts = chunk.bucket.rows.tolist()
+        targets = targets_of(
+            self.pairs, prompts, self.metric, self.shape.vocab, self.blocks.device
+        )
+        if self.metric.clean:
+            clean = final.source if self.direction == "denoising" else final.base
+            targets = dataclasses.replace(
+                targets, clean=torch.log_softmax(self._logits(final, clean, targets), -1)
+            )
+        every = np.arange(len(prompts))
+        return {
+            "patched": self._score(final, final.row, chunk.prompt, targets),
+            "base": self._score(final, final.base, every, targets),
+            "source": self._score(final, final.source, every, targets),
+            "moved": final.moved,
+            "prompt": chunk.prompt,
+            "prompts": chunk.bucket.rows,
+        }
+
+    def _logits(self, final: Final, index: np.ndarray, targets: Targets) -> Tensor:
+        flat = torch.from_numpy(index.ravel()).to(final.resid_MD.device)
+        logits = self.blocks.unembed(final.resid_MD[flat], targets.columns)
+        logits = logits if logits.dtype == torch.float64 else logits.float()
+        return logits.view(*index.shape, -1)
+
+    def _score(
+        self, final: Final, index: np.ndarray, prompt: np.ndarray, targets: Targets
+    ) -> np.ndarray:
+        """The metric of runs given by their metric tokens ``[run, at]``, in slices."""
+        if not len(index):
+            return np.zeros(0)
+        width = self.shape.vocab if targets.columns is None else len(targets.columns)
+        step = max(1, LOGIT_BYTES // (max(1, width) * index.shape[1] * 8))
+        out = []
+        for i in range(0, len(index), step):
+            logits = self._logits(final, index[i : i + step], targets)
+            which = torch.from_numpy(prompt[i : i + step]).to(logits.device)
+            out.append(self.metric.score(logits, targets, which).double().cpu())
+        return torch.cat(out).numpy()
+
+    def keep(self, plan: Plan, rows: list[int], found: dict[str, np.ndarray]) -> None:
+        """Write a chunk's numbers into the result."""
+        s = self.sweep
+        s.base[found["prompts"]] = found["base"]
+        s.source[found["prompts"]] = found["source"]
+        prompt = found["prompts"][found["prompt"]]
+        cell = np.array([plan.rows[r].cell for r in rows])
+        null = cell < 0
+        if null.any():
+            drift = np.abs(found["patched"][null] - found["base"][found["prompt"][null]])
+            s.noise = max(s.noise, float(np.nanmax(drift)))
+        s.patched[cell[~null], prompt[~null]] = found["patched"][~null]
+        s.moved[cell[~null], prompt[~null]] = found["moved"][~null]
+        s.chunks.append(len(rows))
+        s.patched = np.where(s.inert, s.base, s.patched)
+
+
+def sweep(
+    model: HookedModel,
+    pairs: PromptPairs,
+    cells: Sequence[Cell],
+    context: Context,
+    *,
+    metric: str = "logit_diff",
+    direction: str = "denoising",
+    at: int | str = "last",
+    nulls: int = 2,
+    seconds: float = memory.SECONDS,
+    on_chunk: Any = None,
+) -> Sweep:
+    """Measure every cell in every prompt exactly.
+
+    Args:
+        model: anything whose ``blocks`` can be driven.
+        pairs: the prompts.
+        cells: what to edit; values are ``"source"``, ``"zero"`` or arrays.
+        context: progress, cancel, chunks kept for a resumed run, memory.
+        metric: a key of ``METRICS``.
+        direction: ``"denoising"`` or ``"noising"``.
+        at: where the metric is read.
+        nulls: self-patched rows a prompt (the noise floor).
+        seconds: planned time of a chunk.
+        on_chunk: called with the unfinished ``Sweep`` after each chunk.
+
+    Raises:
+        TooLargeError: a single row does not fit in the memory given.
+        CancelledError: from the context.
+    """
+    chosen = metric_named(metric)
+    check_metric(chosen, pairs)
+    work = _Work(model, pairs, cells, chosen, direction, at, nulls)
+    partition = _partition(work, context, seconds)
+    plans, total = work.plans, 0.0
+    costs = []
+    for p, rows in partition:
+        cost = rows_cost([plans[p].rows[r] for r in rows], plans[p], work.shape, work.gated,
+                         work.columns)
+        costs.append(cost.flops)
+        total += cost.flops
+    work.sweep.flops = total
+    work.sweep.naive = sum(naive_flops(plan, work.shape, work.gated) for plan in plans)
+    done = 0.0
+    context.advance(0, total)
+    for i, ((p, rows), flops) in enumerate(zip(partition, costs, strict=True)):
+        found = context.load_chunk(f"sweep-{i}")
+        if found is None:
+            found = _measured(work, plans[p], rows, context)
+            context.save_chunk(f"sweep-{i}", found)
+        work.keep(plans[p], rows, found)
+        done += flops
+        context.advance(done, total)
+        if on_chunk is not None:
+            on_chunk(work.sweep)
+    context.note("partition", work.sweep.chunks)
+    context.note("flops", total)
+    return work.sweep
+
+
+def _partition(work: _Work, context: Context, seconds: float) -> list[tuple[int, list[int]]]:
+    """Chunks as an earlier try recorded them, else planned now and recorded."""
+    kept = context.load_chunk("partition")
+    if kept is not None:
+        stops = np.cumsum(kept["size"])
+        return [
+            (int(p), rows.tolist())
+            for p, rows in zip(kept["plan"], np.split(kept["row"], stops[:-1]), strict=True)
+        ]
+    chunks = list(work.chunks(context.memory, seconds))
+    if chunks:
+        context.save_chunk("partition", {
+            "plan": np.array([p for p, _ in chunks]),
+            "size": np.array([len(r) for _, r in chunks]),
+            "row": np.concatenate([np.array(r) for _, r in chunks]),
+        })
+    return chunks
+
+
+def _measured(
+    work: _Work, plan: Plan, rows: list[int], context: Context
+) -> dict[str, np.ndarray]:
+    """One chunk; in halves where memory runs out."""
+    try:
+        return work.measure(plan, [plan.rows[r] for r in rows])
+    except (RuntimeError, MemoryError) as error:
+        if not memory.out_of_memory(error):
+            raise
+        if len(rows) == 1:
+            raise TooLargeError(
+                "A single row of this sweep does not fit in memory.",
+                remedy="Use shorter prompts, a smaller dtype, or a larger device.",
+            ) from error
+    memory.give_back(work.blocks.device)
+    half = len(rows) // 2
+    context.note("out_of_memory", f"chunk halved to {half} rows, continuing")
+    return _joined([
+        _measured(work, plan, rows[:half], context), _measured(work, plan, rows[half:], context)
+    ])
+
+
+def _joined(halves: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    """Two halves of a chunk as if it had run whole."""
+    first, second = halves
+    offset = len(first["prompts"])
+    return {
+        **{k: np.concatenate([first[k], second[k]])
+           for k in ("patched", "base", "source", "moved", "prompts")},
+        "prompt": np.concatenate([first["prompt"], second["prompt"] + offset]),
+    }
+
+
+def estimate(
+    model: HookedModel, pairs: PromptPairs, cells: Sequence[Cell], *,
+    metric: str = "logit_diff", direction: str = "denoising", at: int | str = "last",
+    limit: float | None = None,
+) -> Estimate:
+    """Cells, FLOPs, memory and time of a sweep before it runs."""
+    work = _Work(model, pairs, cells, metric_named(metric), direction, at, nulls=2)
+    rate = 0.6 * memory.matmul_rate(work.blocks.device, work.blocks.dtype, work.shape.d_model)
+    limit = memory.default_limit(work.blocks.device) if limit is None else limit
+    flops = peak = rows = 0.0
+    for p, numbers in work.chunks(limit, memory.SECONDS):
+        plan = work.plans[p]
+        cost = rows_cost([plan.rows[r] for r in numbers], plan, work.shape, work.gated,
+                         work.columns)
+        flops += cost.flops
+        rows += len(numbers)
+        peak = max(peak, bytes_of(cost, plan.bucket.length, work.shape, work.itemsize))
+    naive = sum(naive_flops(plan, work.shape, work.gated) for plan in work.plans)
+    return Estimate(len(cells), int(rows), len(pairs), flops, naive, peak, flops / rate)
