@@ -14,10 +14,11 @@ are found by these names, the first that is there (or name yours: ``clean="my co
 Prompts are texts, or lists of token ids (in CSV, ids apart by spaces, for a model without a
 tokenizer). Answers are a text, a list of texts that are alternatives, or token ids (a number in
 JSON; the columns ``correct_idx`` and ``incorrect_idx`` always hold ids of the model's own
-vocabulary). JSON rows may also have ``slots`` ({name: position}) and ``span_map``.
+vocabulary). A word the vocabulary lacks makes its row a bad one. JSON rows may also have ``slots``
+({name: position}) and ``span_map``.
 
-A table with ``clean``, ``corrupted`` and ``label`` is the greater-than form: ``label`` is a
-two-digit year YY, right = {YY+1 … 99}, wrong = {00 … YY}.
+A table with ``clean``, ``corrupted`` and ``label`` is the greater-than form: ``label`` is the
+year YY (0 to 99), right = {YY+1 … 99}, wrong = {00 … YY}.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from interp.tasks.rows import joined, pair_of
+from interp.tasks.rows import ID_COLUMNS, joined, pair_of
 from interp.terms import PromptPairs, TaskError, TaskRef, TooLargeError, UsageError, near_misses
 from interp.terms import unknown_name as unknown
 
@@ -109,6 +110,7 @@ def task_from_file(
     named = {"clean": clean, "corrupt": corrupt, "right": right, "wrong": wrong,
              "template": template}
     columns = _columns(path, lines, named)
+    _check_vocabulary(path, lines, columns, model)
     task = _pairs(path, lines, columns, model, answer_form, bos, skip_bad)
     options = {k: v for k, v in named.items() if v is not None} | {
         k: v for k, v, default in (
@@ -123,7 +125,7 @@ def task_from_file(
 def _text(path: Path) -> str:
     """The file's text; errors are sentences."""
     try:
-        kind = os.stat(path)
+        kind = path.stat()
     except OSError:
         folder = path.parent
         others = [p.name for p in folder.iterdir()] if folder.is_dir() else []
@@ -236,6 +238,21 @@ def _columns(path: Path, lines: list[Line], named: dict[str, str | None]) -> dic
             f"{COLUMNS[missing[0]][0]!r}.",
         )
     return found
+
+
+def _check_vocabulary(
+    path: Path, lines: list[Line], columns: dict[str, str], model: HookedModel
+) -> None:
+    """Refuse a table whose answers are ids of another vocabulary: the rest would be nonsense."""
+    for column in set(columns.values()) & set(ID_COLUMNS):
+        cells = (str(line.cells.get(column, "")).strip() for line in lines)
+        highest = max((int(c) for c in cells if c.isascii() and c.isdigit()), default=0)
+        if highest >= model.shape.vocab:
+            raise TaskError(
+                f"Column {column!r} of {path.name!r} holds token ids up to {highest}, and this "
+                f"model's vocabulary has {model.shape.vocab}: they are another model's.",
+                remedy="Add a column with the answers as text, and name it (right=…, wrong=…).",
+            )
 
 
 def _pairs(

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from interp.terms import HookedModel
 
 ID_COLUMNS = ("correct_idx", "incorrect_idx")
+UNKNOWN = frozenset({"<unk>", "[UNK]", "<|unk|>"})
 Cells = Mapping[str, Any]
 
 
@@ -30,6 +31,7 @@ def pair_of(
     }
     try:
         if all(isinstance(x, str) for x in (*prompts, *right, *wrong)):
+            _check_words(prompts + right + wrong, model)
             given = [x[0] if answer_form == "span" and x else x for x in (right, wrong)]
             return PromptPairs.from_text(
                 *([x] for x in (*prompts, *given)), model=model, bos=bos, **fields)
@@ -58,8 +60,8 @@ def _answers(cells: Cells, columns: Mapping[str, str]) -> tuple[list[Any], list[
     """Right and wrong answers as lists; the greater-than form counts its years out."""
     if "label" in columns and "right" not in columns:
         label = str(cells.get("label", "")).strip()
-        if not (label.isdigit() and len(label) == 2):
-            raise ValueError(f"its label {label!r} is no two-digit year")
+        if not (label.isascii() and label.isdigit() and len(label) <= 2):
+            raise ValueError(f"its label {label!r} is no year from 0 to 99")
         years = [f"{y:02d}" for y in range(100)]
         return years[int(label) + 1:], years[: int(label) + 1]
     out = []
@@ -73,6 +75,20 @@ def _answers(cells: Cells, columns: Mapping[str, str]) -> tuple[list[Any], list[
             raise ValueError(f"its {ours} answer is neither text nor token id")
         out.append(values)
     return out[0], out[1]
+
+
+def _check_words(texts: list[Any], model: HookedModel) -> None:
+    """See that no word becomes the tokenizer's unknown token: the model could not tell it apart."""
+    tokenizer = model.tokenizer
+    if tokenizer is None:
+        return
+    for text in dict.fromkeys(texts):
+        if not set(tokenizer.texts(tokenizer.encode(text, bos=False))) & UNKNOWN:
+            continue
+        lost = [w for w in text.split()
+                if set(tokenizer.texts(tokenizer.encode(w, bos=False))) & UNKNOWN]
+        words = ", ".join(map(repr, lost[:4] or [text]))
+        raise ValueError(f"the model's vocabulary lacks {words}")
 
 
 def _id(value: Any) -> int:
