@@ -87,7 +87,7 @@ def replace_file(path: Path, data: bytes) -> None:
     try:
         write_file(temporary, data)
         with disk_room(path.parent, len(data)):
-            os.replace(temporary, path)
+            temporary.replace(path)
             sync_folder(path.parent)
     except BaseException:
         temporary.unlink(missing_ok=True)

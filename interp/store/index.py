@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from interp.store.chunks import Chunks, sweep_chunks
 from interp.store.database import database, transaction
 from interp.store.files import canonical, make_folder, replace_file
 from interp.store.records import (
@@ -29,6 +30,7 @@ from interp.store.records import (
 )
 from interp.terms import DamagedError, UnsafeError, UsageError
 
+CHUNKS_KEPT_S = 90 * 86400.0
 RUN_ID = re.compile(r"[0-9a-f]{32}")
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS runs (
@@ -101,6 +103,7 @@ class Store:
         self.runs = make_folder(self.root / "runs")
         self.labels = make_folder(self.root / "labels")
         sweep_halves(self.runs)
+        sweep_chunks(self.root / "chunks", older=CHUNKS_KEPT_S)
 
     def __repr__(self) -> str:
         return f"Store({str(self.root)!r})"
@@ -124,7 +127,7 @@ class Store:
         run_id = self.resolve(run_id)
         gone = self.runs / f".half-{secrets.token_hex(8)}"
         with contextlib.suppress(FileNotFoundError):
-            os.rename(self.runs / run_id, gone)
+            (self.runs / run_id).rename(gone)
             shutil.rmtree(gone, ignore_errors=True)
         (self.labels / f"{run_id}.json").unlink(missing_ok=True)
         with self._index() as db:
@@ -243,6 +246,11 @@ class Store:
                 (r.method, r.model, r.task, r.note, r.id, *r.tags)).lower()]
         return rows[:limit]
 
+    def chunks(self, hash_: str) -> Chunks:
+        """The finished parts of an unfinished run of this spec."""
+        make_folder(self.root / "chunks")
+        return Chunks(self.root / "chunks" / hash_)
+
     # -- the index ---------------------------------------------------------------------------
 
     def _ids(self) -> list[str]:
@@ -269,7 +277,7 @@ class Store:
     def _set_aside(self, path: Path) -> None:
         for tail in ("", "-wal", "-shm"):
             with contextlib.suppress(FileNotFoundError):
-                os.replace(f"{path}{tail}", f"{path}.spoilt{tail}")
+                Path(f"{path}{tail}").replace(f"{path}.spoilt{tail}")
 
     def _step(self, db: sqlite3.Connection) -> None:
         """Bring the index in step with the folders (another process may have added some)."""

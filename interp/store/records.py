@@ -68,7 +68,8 @@ def spec_hash(spec: Mapping[str, Any]) -> str:
     task = spec.get("task")
     if task and task.get("hash"):
         task = {"hash": task["hash"]}
-    kept = {k: spec.get(k) for k in ("format", "method", "version", "fields", "models")}
+    kept = {k: spec.get(k) for k in (
+        "format", "method", "version", "fields", "models", "results")}
     return hashlib.sha256(canonical({**kept, "model": model, "task": task})).hexdigest()
 
 
@@ -125,7 +126,7 @@ def write_run(folder: str | Path, record: Record) -> Path:
                 write_file(half / name, image)
         with disk_room(half, needed):
             sync_folder(half)
-            os.rename(half, folder)
+            half.rename(folder)
             sync_folder(folder.parent)
     return folder
 
