@@ -1,0 +1,1 @@
+"""Applications over the public page of ``interp``."""

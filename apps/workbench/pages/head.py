@@ -1,0 +1,168 @@
+"""A head: where it looks on the clean and the corrupt prompt, and what patching it does."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import dash
+import dash_mantine_components as dmc
+from dash import ALL, Input, Output, State, callback, dcc, html
+
+from apps.workbench.bench import bench
+from apps.workbench.frame import CONFIG, graph
+from apps.workbench.panels import number
+from apps.workbench.tell import empty, link, notice, page, shown, tell
+from apps.workbench.tokens import token
+from interp import figures
+
+dash.register_page(__name__, path="/head", title="Head · interp")
+
+SIDES = [{"value": "clean", "label": "clean"}, {"value": "corrupt", "label": "corrupt"},
+         {"value": "difference", "label": "clean − corrupt"}]
+
+
+@shown
+def layout(run: str = "", model: str = "", task: str = "", layer: str = "0", head: str = "",
+           prompt: str = "0", side: str = "clean", **query: Any) -> Any:
+    """The controls, the head's pattern, the heads beside it."""
+    notices = []
+    if run:
+        spec = bench().result(bench().store.resolve(run)).spec
+        model, task = spec["model"]["ref"], bench().task_of(spec)
+    model, task = model or "zoo:ioi", task or bench().default_task()
+    shape = bench().shape(model)
+    at, more = picked(shape, {"layer": layer, "head": head or "0", "prompt": prompt})
+    notices += more
+    side = side if side in {s["value"] for s in SIDES} else "clean"
+    store = {"model": model, "task": task, "run": run}
+    return page(
+        "Head", "Where it looks from each position, and what it does to the answer when its "
+        "output is patched.",
+        *(notice(words, kind="warn") for words in notices),
+        html.Div([
+            html.Div(controls(shape, at, side), className="card stack"),
+            html.Div(id="head-out", className="stack"),
+        ], className="two"),
+        dcc.Store(id="head-what", data=store),
+        actions=[dcc.Link("Back to the run", href=link(f"/run/{run}"), className="button")]
+        if run else (),
+    )
+
+
+def picked(shape: dict[str, Any], given: dict[str, Any]) -> tuple[dict[str, int], list[str]]:
+    """Layer, head and prompt of a link; a sentence for what the model does not have."""
+    most = {"layer": shape["n_layers"], "head": shape["n_heads"], "prompt": 10_000}
+    out, notices = {}, []
+    for name, text in given.items():
+        good = str(text).isdigit() and int(text) < most[name]
+        out[name] = int(text) if good else 0
+        if not good:
+            notices.append(f"There is no {name} {str(text)[:20]} here; {name} 0 is shown.")
+    return out, notices
+
+
+def controls(shape: dict[str, Any], at: dict[str, int], side: str) -> list[Any]:
+    """Layer, head, prompt, side."""
+    def choice(name: str, n: int, first: int = 0) -> Any:
+        return dmc.Select(label=name, id=f"head-{name}", value=str(min(at[name], n - 1)), size="sm",
+                          allowDeselect=False, searchable=n > 12,
+                          data=[{"value": str(i), "label": str(i + first)} for i in range(n)])
+
+    group = shape["n_heads"] // max(shape["n_kv_heads"], 1)
+    words = f"{shape['n_heads']} heads a layer" + (
+        f", groups of {group} share keys and values" if group > 1 else "")
+    return [
+        html.Div([choice("layer", shape["n_layers"]), choice("head", shape["n_heads"])],
+                 className="halves"),
+        dmc.NumberInput(label="prompt", id="head-prompt", value=at["prompt"] + 1, min=1, size="sm",
+                        allowDecimal=False),
+        html.Div([html.Label("which run", id="head-side-label", className="faint"),
+                  dmc.SegmentedControl(id="head-side", data=SIDES, value=side, fullWidth=True,
+                                       size="xs")]),
+        html.P(words, className="faint"),
+    ]
+
+
+@callback(
+    Output("head-out", "children"), Input("head-layer", "value"), Input("head-head", "value"),
+    Input("head-prompt", "value"), Input("head-side", "value"), Input("scheme", "data"),
+    State("head-what", "data"),
+)
+def show(layer: str, head: str, prompt: Any, side: str, scheme: str, what: Any) -> Any:
+    """The pattern of the head, and of all heads of its layer."""
+    row = max(int(prompt or 1) - 1, 0)
+    try:
+        found = bench().patterns(what["model"], what["task"], int(layer), row)
+        return head_view(found, int(layer), int(head), side, scheme == "dark", what)
+    except Exception as error:  # told in the place of the head
+        return tell(error)
+
+
+def head_view(found: Any, layer: int, head: int, side: str, dark: bool, what: Any) -> list[Any]:
+    """One head large, its layer small, its effect in words."""
+    array = side_of(found, layer, side)
+    one = array.isel(head=head).to_dataset(name="pattern")
+    tokens = {"clean": [found.words["corrupt" if side == "corrupt" else "clean"]]}
+    big = figures.figures_of(one, tokens=tokens, dark=dark)["pattern"]
+    small = figures.pattern_grid(array, tokens=tokens, dark=dark,
+                                 title=f"All heads of layer {layer}")
+    for figure in (big, small):
+        figure.update_layout(paper_bgcolor="rgba(0,0,0,0)", plot_bgcolor="rgba(0,0,0,0)")
+    return [
+        html.Section([html.H2(f"Head {layer}.{head}, {side}"), strongest(one["pattern"], tokens),
+                      graph({"type": "head-graph", "n": 0}, big)], className="card"),
+        html.Section([dcc.Graph(figure=small, config=CONFIG, responsive=True),
+                      heads_row(layer, array.sizes["head"], head)], className="card"),
+        effects(what, layer, head),
+    ]
+
+
+def side_of(found: Any, layer: int, side: str) -> Any:
+    """The pattern on one side, or the difference of the two: [head, query, key]."""
+    if side != "difference":
+        return found.sides[side]
+    array = found.sides["clean"] - found.sides["corrupt"]
+    return array.assign_attrs({**found.sides["clean"].attrs, "signed": 1,
+                               "long_name": "pattern, clean − corrupt"})
+
+
+def strongest(pattern: Any, tokens: Any) -> html.Div:
+    """Where the last position looks most."""
+    words = tokens["clean"][0]
+    last = pattern.isel(query=-1).values
+    best = sorted(range(len(last)), key=lambda i: -abs(float(last[i])))[:4]
+    parts: list[Any] = [html.Span("The last position looks at", className="muted")]
+    for i in best:
+        parts += [token(words[i]), html.Span(number(float(last[i])), className="num faint")]
+    return html.Div(parts, className="row")
+
+
+def heads_row(layer: int, n: int, head: int) -> html.Div:
+    """Every head of the layer as a button."""
+    return html.Div([html.Button(f"{layer}.{h}", className=f"button{' main' if h == head else ''}",
+                                 id={"type": "head-go", "head": h}) for h in range(n)],
+                    className="row")
+
+
+def effects(what: dict[str, Any], layer: int, head: int) -> Any:
+    """What patching this head did, in the stored runs of this model and task."""
+    rows = bench().head_effects(what["model"], what["task"], layer, head)
+    if not rows:
+        return html.Section([
+            html.H2("Effect of this head"),
+            empty("Not measured yet", "Patch every head's output once to see which matter.",
+                  dcc.Link("Patch all heads", className="button", href=link(
+                      "/patching", model=what["model"], task=what["task"], site="z"))),
+        ], className="card")
+    lines = [html.Tr([html.Td(dcc.Link(words, href=link(f"/run/{run}"))),
+                      html.Td(number(value), className="n")]) for run, words, value in rows]
+    return html.Section([html.H2("Effect of this head"), html.Table(
+        html.Tbody(lines), className="plain")], className="card")
+
+
+@callback(Output("head-head", "value"), Input({"type": "head-go", "head": ALL}, "n_clicks"),
+          prevent_initial_call=True)
+def go(clicks: list[Any]) -> Any:
+    """Another head of the layer."""
+    asked = dash.ctx.triggered_id
+    return str(asked["head"]) if isinstance(asked, dict) and any(clicks) else dash.no_update

@@ -1,0 +1,69 @@
+"""The first page: a grid that this installation's own worker computed, and where to go on."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import dash
+from dash import dcc, html
+
+from apps.workbench.bench import bench
+from apps.workbench.frame import frame
+from apps.workbench.listing import run_lines
+from apps.workbench.live import live
+from apps.workbench.tell import empty, link, page, shown
+
+dash.register_page(__name__, path="/", title="interp")
+
+STEPS = (
+    ("/pair", "Build a pair", "Two prompts that differ in one thing, aligned token by token and "
+     "checked before anything is measured."),
+    ("/patching", "Patch", "Put one run's activations into the other, everywhere, and see what "
+     "moves the answer."),
+    ("/models", "Look at the models", "What each model is, what it can do, and why it cannot "
+     "do the rest."),
+)
+
+
+@shown
+def layout(**_query: Any) -> Any:
+    """The welcome grid, the next steps, the last runs."""
+    return page(
+        "Where does the model keep the answer?",
+        "The shipped model reads a sentence with two names, “When Mary and John went to the "
+        "store, John gave a drink to”, and says who receives. Each cell below puts one "
+        "activation of the clean run into the corrupt run: 1 means that alone restores the "
+        "answer, 0 that nothing moved. Open a cell to see why.",
+        welcome(),
+        html.Div([html.Section([html.H2("Go on from here"), steps()], className="stack"),
+                  html.Section([html.H2("Last runs"), last_runs()], className="stack")],
+                 className="halves"),
+    )
+
+
+def welcome() -> Any:
+    """The first grid: stored, or on its way, or the reason why not."""
+    run, job = bench().welcome_state()
+    if run:
+        return frame(bench().result(run), run)
+    if job:
+        return live(job, heading="Computing your first grid")
+    return empty("No grid yet", "The worker is not running, so nothing could be computed.",
+                 dcc.Link("Runs & jobs", href=link("/runs"), className="button"))
+
+
+def steps() -> html.Div:
+    """Three ways on."""
+    return html.Div(
+        [dcc.Link([html.H3(name), html.P(words, className="muted")], href=link(path),
+                  className="card") for path, name, words in STEPS],
+        className="stack",
+    )
+
+
+def last_runs() -> Any:
+    """The newest runs as links."""
+    rows = bench().store.list(limit=6)
+    if not rows:
+        return empty("Nothing measured yet", "Finished runs are listed here.")
+    return run_lines(rows)
