@@ -1,15 +1,35 @@
-"""Loading: read a checkpoint safely and hand over the untouched module with what proves it."""
+"""Loading: read a checkpoint safely and hand over the untouched module with what proves it.
+
+Order of things: JSON and headers are checked (``safety``), then transformers builds the module
+from the checked configuration and reads safetensors, then the unwrapped module's logits on a
+probe are kept, and only then may a back-end wrap (and change) it.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import copy
+from collections.abc import Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from interp.models import hub, registry, safety, tensors
+from interp.models.families import Family, family_of, layer_facts
+from interp.models.tokenizer import TextTokenizer, open_tokenizer
+from interp.terms import RefusedError, UsageError, near_misses, unknown_name
+
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor, nn
 
-    from interp.models.families import Family
-    from interp.terms import Tokenizer
+DTYPES = {
+    "float64": "float64", "fp64": "float64", "f64": "float64", "double": "float64",
+    "float32": "float32", "fp32": "float32", "f32": "float32", "float": "float32",
+    "bfloat16": "bfloat16", "bf16": "bfloat16",
+    "float16": "float16", "fp16": "float16", "f16": "float16", "half": "float16",
+}
+"""What a person may write -> torch's name."""
 
 
 @dataclass
@@ -20,17 +40,17 @@ class Loaded:
         module: the Hugging Face module in eval mode, on its device, in its dtype.
         tokenizer: text to ids and back, or None where the source has none.
         config: the module's config object.
-        weight_hash: sha256 over names, shapes, dtypes and bytes of the parameters.
-        id: ``zoo:NAME``, the folder's path, or the hub id with its commit.
+        weight_hash: sha256 over names, shapes, dtypes and bytes of the stored weights.
+        id: ``zoo:NAME``, the folder's path, ``REPO@COMMIT``, or ``module:CLASS``.
         family: the architecture's row.
-        probe: token ids ``[1, T]`` of a prompt that fits every model.
+        probe: token ids ``[1, T]`` of a prompt that fits the model.
         reference: logits ``[1, T, vocab]`` of the untouched module on ``probe``.
         hf_tokenizer: the Hugging Face tokenizer object (for back-ends), or None.
-        source: facts about where it came from (revision, files), for provenance.
+        source: facts about where it came from, for provenance.
     """
 
     module: nn.Module
-    tokenizer: Tokenizer | None
+    tokenizer: TextTokenizer | None
     config: Any
     weight_hash: str
     id: str
@@ -41,23 +61,281 @@ class Loaded:
     source: dict[str, Any] = field(default_factory=dict)
 
 
+@dataclass
+class _Read:
+    """What a source gave, before it is put on its device."""
+
+    module: nn.Module
+    weight_hash: str
+    id: str
+    hf_tokenizer: Any = None
+    default_bos: bool | None = None
+    source: dict[str, Any] = field(default_factory=dict)
+
+
 def load(
     source: Any,
     *,
     device: str = "cpu",
-    dtype: str = "float32",
+    dtype: str | None = "float32",
     tokenizer: Any = None,
     revision: str | None = None,
-    roots: tuple[str, ...] = (),
+    roots: tuple[str | Path, ...] = (),
 ) -> Loaded:
     """Read a model.
 
     Args:
-        source: ``zoo:NAME``, a local folder, a hub id, or a live Hugging Face module (copied).
-        device: where to put it.
-        dtype: ``float64``, ``float32``, ``bfloat16`` or ``float16``.
+        source: ``zoo:NAME``, a checkpoint folder, a hub id (``owner/name`` or with
+            ``@revision``), a name under ``roots``, or a live Hugging Face module (copied).
+        device: ``cpu``, ``cuda``, ``cuda:1``, …
+        dtype: ``float64``, ``float32``, ``bfloat16`` or ``float16``; None keeps a live module's
+            own (float32 for everything else).
         tokenizer: a Hugging Face tokenizer, or the folder of one, in place of the source's own.
         revision: branch, tag or commit of a hub id.
         roots: folders in which a bare name is looked for.
+
+    Raises:
+        UsageError: a source, device or dtype that does not exist.
+        UnsafeError: a checkpoint that would run code.
+        RefusedError: an architecture or format interp does not hold, or a model out of reach.
     """
-    raise AssertionError("published first for its signature")
+    safety.assert_floors()
+    import torch
+
+    wanted = read_dtype(dtype)
+    place = read_device(device)
+    if isinstance(source, torch.nn.Module):
+        read = _from_module(source)
+    else:
+        read = _from_text(source, wanted or torch.float32, revision, roots)
+    module = cast(read.module, wanted).to(place).eval().requires_grad_(True)
+    family = family_of(module)
+    hf_tokenizer = read.hf_tokenizer
+    if tokenizer is not None:
+        plain = isinstance(tokenizer, (str, Path))
+        hf_tokenizer = open_tokenizer(tokenizer) if plain else tokenizer
+    config: Any = module.config
+    probe = probe_of(family, config).to(place)
+    bos = family.default_bos if read.default_bos is None else read.default_bos
+    return Loaded(
+        module=module,
+        tokenizer=None if hf_tokenizer is None else TextTokenizer(
+            hf_tokenizer, default_bos=bos, vocab=int(config.vocab_size)
+        ),
+        config=config, weight_hash=read.weight_hash, id=read.id, family=family, probe=probe,
+        reference=logits_of(module, probe), hf_tokenizer=hf_tokenizer, source=read.source,
+    )
+
+
+def read_dtype(name: Any) -> torch.dtype | None:
+    """torch's dtype for what a person wrote.
+
+    Raises:
+        UsageError: another name.
+    """
+    import torch
+
+    if name is None or isinstance(name, torch.dtype):
+        return name
+    key = str(name).lower().removeprefix("torch.")
+    if key not in DTYPES:
+        if "8" in key or "4" in key:
+            raise RefusedError(
+                f"dtype {name!r} is quantised: its results depend on the batch.",
+                remedy="Use float64, float32, bfloat16 or float16.",
+            )
+        raise unknown_name("dtype", str(name), ("float64", "float32", "bfloat16", "float16"))
+    return getattr(torch, DTYPES[key])
+
+
+def read_device(name: Any) -> torch.device:
+    """torch's device for what a person wrote.
+
+    Raises:
+        UsageError: no such device on this machine.
+    """
+    import torch
+
+    try:
+        device = torch.device(name)
+    except (RuntimeError, TypeError) as error:
+        raise UsageError(
+            f"{name!r} is no device.", remedy="Use 'cpu', 'cuda' or 'cuda:0'."
+        ) from error
+    there = {"cpu": 1, "meta": 1, "cuda": torch.cuda.device_count()}
+    if device.type == "mps" and torch.backends.mps.is_available():
+        return device
+    count = there.get(device.type, 0)
+    if (device.index or 0) >= count:
+        have = f"{there['cuda']} CUDA device(s)" if there["cuda"] else "no CUDA device"
+        raise UsageError(
+            f"The device {name!r} is not there: torch sees {have}.", remedy="Use device='cpu'."
+        )
+    return device
+
+
+def cast(module: nn.Module, dtype: torch.dtype | None) -> nn.Module:
+    """Parameters in ``dtype``, in place; buffers (rotary frequencies) keep their precision."""
+    if dtype is not None:
+        for parameter in module.parameters():
+            if parameter.is_floating_point() and parameter.dtype != dtype:
+                parameter.data = parameter.data.to(dtype)
+    return module
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """No progress bars, load reports or advice from transformers inside; restored after."""
+    from transformers.utils import logging
+
+    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()
+
+
+def _from_text(
+    source: Any, dtype: torch.dtype, revision: str | None, roots: tuple[str | Path, ...]
+) -> _Read:
+    text = str(source).strip()
+    if text.startswith("zoo:"):
+        return _from_zoo(text, dtype)
+    path = Path(text).expanduser()
+    if text and path.is_dir():
+        return _from_folder(path, dtype)
+    if text and path.is_file():
+        raise _is_file(path)
+    if (found := registry.find_in_roots(text, roots)) is not None:
+        return _from_folder(found, dtype)
+    if isinstance(source, Path) or text[:1] in ("", ".", "/", "~") or "\\" in text:
+        raise _no_folder(path, text)
+    if text in registry.MODELS:
+        raise UsageError(
+            f"There is no folder {text!r}.", remedy=f"Did you mean 'zoo:{text}', a shipped model?"
+        )
+    repo, _, tail = text.partition("@")
+    folder, commit = hub.fetch(repo, revision or tail or None)
+    read = _from_folder(folder, dtype)
+    read.id = f"{repo}@{commit}"
+    read.source.update(hub=repo, commit=commit, revision=revision or tail or "main")
+    return read
+
+
+def _is_file(path: Path) -> Exception:
+    if path.suffix.lower() in safety.PICKLES:
+        return safety.pickle_refused(path)
+    return UsageError(
+        f"{path} is a file; a model is a folder with config.json and model.safetensors.",
+        remedy=f"Give its folder: {path.parent}",
+    )
+
+
+def _no_folder(path: Path, text: str) -> UsageError:
+    """The error for a path that is not there, with its neighbours' near misses."""
+    if not text:
+        return UsageError("The model's name is empty.", remedy="Give zoo:NAME or a folder.")
+    parent = path.parent
+    if not parent.is_dir():
+        return UsageError(f"There is no folder {path}; {parent} is not there either.")
+    near = near_misses(path.name, [p.name for p in parent.iterdir() if p.is_dir()])
+    remedy = f"Did you mean {' or '.join(str(parent / n) for n in near)}?" if near else ""
+    return UsageError(f"There is no folder {path}.", remedy=remedy or "Check the path.")
+
+
+def _from_zoo(text: str, dtype: torch.dtype) -> _Read:
+    card = registry.card_of(text)
+    facts = card.read()
+    if card.path is not None:
+        if not card.path.is_dir():
+            raise RefusedError(
+                f"zoo:{card.name} is not in this installation: {card.path} is missing.",
+                remedy=f"Train it: python -m interp.training {card.name}",
+            )
+        read = _from_folder(card.path, dtype)
+    else:
+        from interp.models.zoo.hard import hard_model
+
+        with quiet():
+            module = hard_model(facts["recipe"], seed=facts["seed"])
+        read = _Read(module, tensors.hash_module(module), "")
+        read.source = {"recipe": facts["recipe"], "seed": facts["seed"]}
+    read.id = f"zoo:{card.name}"
+    read.default_bos = facts.get("bos")
+    return read
+
+
+def _from_folder(folder: Path, dtype: torch.dtype) -> _Read:
+    """Build the module of a checked checkpoint folder."""
+    seen = safety.inspect(folder)
+    import transformers
+
+    model_class: Any = getattr(transformers, seen.family.architecture)
+    known = {
+        k: v for k, v in seen.config.items()
+        if k not in safety.CODE_KEYS and "_implementation" not in k
+    }
+    with quiet():
+        try:
+            config = model_class.config_class.from_dict(known)
+            module, report = model_class.from_pretrained(
+                str(folder), config=config, dtype=dtype, use_safetensors=True,
+                local_files_only=True, trust_remote_code=False, output_loading_info=True,
+            )
+        except (ValueError, TypeError, KeyError, RuntimeError, OSError, AttributeError) as error:
+            raise RefusedError(
+                f"{folder} cannot be read as {seen.family.architecture}: "
+                f"{str(error).strip().splitlines()[0][:300]}",
+                remedy="config.json and the weights do not fit each other.",
+            ) from error
+    _refuse_gaps(folder, report)
+    unused = sorted(map(str, report.get("unexpected_keys", ())))
+    return _Read(
+        module, tensors.hash_files(seen.files), str(folder.resolve()),
+        open_tokenizer(folder) if seen.has_tokenizer else None,
+        source={"files": [p.name for p in seen.files], **({"unused": unused} if unused else {})},
+    )
+
+
+def _refuse_gaps(folder: Path, report: dict[str, Any]) -> None:
+    """Refuse weights that transformers would have made up (it fills gaps at random)."""
+    missing = sorted(map(str, report.get("missing_keys", ())))
+    mismatched = sorted(str(m[0]) for m in report.get("mismatched_keys", ()))
+    for names, what in ((missing, "lacks"), (mismatched, "has the wrong shape for")):
+        if names:
+            more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+            raise RefusedError(
+                f"{folder} {what} the weight {names[0]}{more} that its config.json calls for.",
+                remedy="The checkpoint is incomplete, or belongs to another configuration.",
+            )
+
+
+def _from_module(given: nn.Module) -> _Read:
+    """A copy of a live module of a known family (a back-end changes what it wraps)."""
+    module = copy.deepcopy(given)
+    return _Read(
+        module, tensors.hash_module(given), f"module:{type(given).__name__}",
+        source={"copied": True},
+    )
+
+
+def probe_of(family: Family, config: Any) -> Tensor:
+    """Token ids ``[1, T]`` that fit the model and, where it can be had, outrun its window."""
+    import torch
+
+    windows = [layer_facts(family, config, n).window for n in range(config.num_hidden_layers)]
+    reach = max((w for w in windows if w is not None and w <= 60), default=0)
+    length = min(int(config.max_position_embeddings), max(16, reach + 4))
+    return (7 + 31 * torch.arange(length))[None] % int(config.vocab_size)
+
+
+def logits_of(module: nn.Module, tokens: Tensor) -> Tensor:
+    """Logits of an untouched module, without a graph."""
+    import torch
+
+    with torch.no_grad():
+        return module(input_ids=tokens, use_cache=False).logits

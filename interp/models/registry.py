@@ -1,0 +1,182 @@
+"""Registry: the models that ship with interp, and what lies in a person's own folders. No torch."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from interp.terms import InterpError, unknown_name
+
+ZOO = Path(__file__).with_name("zoo")
+"""Folder of the shipped models: one folder each, with weights and ``card.json``."""
+
+
+@dataclass(frozen=True)
+class Card:
+    """What a shipped model is.
+
+    Args:
+        name: key of ``MODELS``; ``zoo:NAME`` opens it.
+        title: a few words.
+        question: what it is good for, one sentence.
+        architecture: the Hugging Face architecture.
+        folder: folder under ``zoo/``, or None where it is built from a seed.
+        size_bytes: bytes of the weights on disk (0 where nothing is shipped).
+        facts: data, accuracy, mechanism and how it was verified; or the recipe and seed.
+    """
+
+    name: str
+    title: str
+    question: str
+    architecture: str
+    folder: str | None = None
+    size_bytes: int = 0
+    facts: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def path(self) -> Path | None:
+        """The folder with its weights, or None."""
+        return None if self.folder is None else ZOO / self.folder
+
+    def read(self) -> dict[str, Any]:
+        """The facts, with those of the folder's ``card.json`` on top."""
+        path = self.path
+        if path is None or not (path / "card.json").is_file():
+            return dict(self.facts)
+        return {**self.facts, **json.loads((path / "card.json").read_text(encoding="utf-8"))}
+
+
+def _random(family: str, architecture: str, what: str) -> Card:
+    return Card(
+        f"random-{family}".replace("_", "-"),
+        f"hard random {family}",
+        f"Does a method hold where every part of the architecture matters ({what})?",
+        architecture,
+        facts={
+            "recipe": family, "seed": 0, "tokens": "97 token ids, no tokenizer",
+            "answer": "none: weights are random, so there is no circuit to find",
+        },
+    )
+
+
+MODELS: dict[str, Card] = {
+    "random-gpt2": _random("gpt2", "GPT2LMHeadModel", "learned positions, layer norms, biases"),
+    "random-gpt-neo": _random("gpt_neo", "GPTNeoForCausalLM", "unscaled scores, local windows"),
+    "random-gpt-neox": _random(
+        "gpt_neox", "GPTNeoXForCausalLM", "parallel residual, partial rotary positions"
+    ),
+    "random-llama": _random("llama", "LlamaForCausalLM", "grouped queries, rotary, gated MLP"),
+    "random-mistral": _random("mistral", "MistralForCausalLM", "a window shorter than a prompt"),
+    "random-qwen2": _random("qwen2", "Qwen2ForCausalLM", "biases of queries, keys and values"),
+    "random-qwen3": _random("qwen3", "Qwen3ForCausalLM", "norms of queries and keys"),
+    "random-gemma2": _random(
+        "gemma2", "Gemma2ForCausalLM", "post-norms, soft caps, alternating windows"
+    ),
+    "random-olmo2": _random("olmo2", "Olmo2ForCausalLM", "post-norms alone, norms over all heads"),
+}
+"""The shipped models by name."""
+
+
+def card_of(name: str) -> Card:
+    """The card of ``NAME`` or ``zoo:NAME``.
+
+    Raises:
+        UsageError: no such model, with the near misses.
+    """
+    name = name.removeprefix("zoo:")
+    if name not in MODELS:
+        raise unknown_name("model", f"zoo:{name}", [f"zoo:{n}" for n in MODELS])
+    return MODELS[name]
+
+
+@dataclass(frozen=True)
+class Listed:
+    """A model that can be named.
+
+    Args:
+        ref: what to write after ``--model``.
+        title: a few words.
+        question: what it is good for (shipped models).
+        architecture: the Hugging Face architecture, or what was found instead.
+        size_bytes: bytes of its weights.
+        n_params: number of weights, 0 if unknown.
+        ok: whether it opens.
+        reason: why it does not.
+        origin: ``zoo`` or ``folder``.
+    """
+
+    ref: str
+    title: str
+    question: str = ""
+    architecture: str = ""
+    size_bytes: int = 0
+    n_params: int = 0
+    ok: bool = True
+    reason: str = ""
+    origin: str = "zoo"
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON."""
+        return asdict(self)
+
+
+def list_models(roots: Iterable[str | Path] = ()) -> list[Listed]:
+    """The shipped models, then every checkpoint folder under ``roots``; reads no weights.
+
+    A folder that is a checkpoint but cannot be opened is listed with the reason. Links that
+    lead out of a root are not followed.
+    """
+    found = [
+        Listed(f"zoo:{c.name}", c.title, c.question, c.architecture, c.size_bytes)
+        for c in MODELS.values()
+    ]
+    for root in roots:
+        top = Path(root).expanduser()
+        for folder in _checkpoint_folders(top):
+            found.append(_listed(folder, top))
+    return found
+
+
+def _checkpoint_folders(root: Path, depth: int = 3) -> list[Path]:
+    """Folders with a ``config.json`` at most ``depth`` levels below a root, sorted."""
+    real = root.resolve()
+    found: list[Path] = []
+    level = [root]
+    for _ in range(depth + 1):
+        below: list[Path] = []
+        for folder in level:
+            if not folder.is_dir() or not folder.resolve().is_relative_to(real):
+                continue
+            if (folder / "config.json").is_file():
+                found.append(folder)
+            else:
+                below += [p for p in folder.iterdir() if p.is_dir() and p.name[:1] != "."]
+        level = below
+    return sorted(found)
+
+
+def _listed(folder: Path, root: Path) -> Listed:
+    from interp.models.safety import inspect
+
+    title = str(folder.relative_to(root)) if folder != root else folder.name
+    try:
+        seen = inspect(folder)
+    except InterpError as error:
+        return Listed(str(folder), title, ok=False, reason=str(error), origin="folder")
+    return Listed(
+        str(folder), title, architecture=seen.family.architecture, size_bytes=seen.size_bytes,
+        n_params=seen.n_params, origin="folder",
+    )
+
+
+def find_in_roots(name: str, roots: Iterable[str | Path]) -> Path | None:
+    """The checkpoint folder that a listed title or folder name stands for, or None."""
+    for root in roots:
+        top = Path(root).expanduser()
+        for folder in _checkpoint_folders(top):
+            if name in (folder.name, str(folder.relative_to(top))):
+                return folder
+    return None
