@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
@@ -12,7 +13,8 @@ from interp.terms.errors import UsageError, near_misses
 if TYPE_CHECKING:
     import xarray as xr
 
-Kind = Literal["graph", "image", "curve", "whiskers", "square", "grid", "words", "bars", "card"]
+Kind = Literal["patterns", "graph", "image", "curve", "whiskers", "square", "grid", "words",
+               "bars", "card"]
 
 SQUARES: tuple[tuple[str, str], ...] = (
     ("query", "key"), ("boundary", "layer_skipped"), ("layer_a", "layer_b"), ("label", "label_b"),
@@ -24,6 +26,9 @@ ROWS = ("layer", "head", "small", "component", "position")
 
 STACKED_ROWS = 400
 """layer × head × something is drawn with a row for every head, up to this many rows."""
+
+MOST_MAPS = 64
+"""Most maps of a grid of attention patterns; with more, one layer is shown at a time."""
 
 LINES = 8
 """Most lines of one curve figure; more become a choice."""
@@ -83,6 +88,11 @@ def plan_of(array: xr.DataArray) -> Plan:
     curve = [d for d in dims if kind_of(d) == "curve"]
     if curve:
         return _curve(curve[0], dims, sizes)
+    heads = [d for d in dims if kind_of(d) == "head"]
+    if {"query", "key"} <= set(dims) and heads:
+        grid = [d for d in dims if kind_of(d) in ("layer", "head")]
+        drawn = grid if math.prod(sizes[d] for d in grid) <= MOST_MAPS else heads[:1]
+        return _plan("patterns", ("query", "key", *drawn), dims)
     for pair in SQUARES:
         if set(pair) <= set(dims):
             return _plan("square", pair, dims)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
@@ -21,6 +22,7 @@ from interp.figures.choose import (
     spoken_labels,
 )
 from interp.figures.palette import theme
+from interp.figures.patterns import pattern_grid
 from interp.figures.text import number, plain
 from interp.terms.errors import UsageError, unknown_name
 
@@ -63,7 +65,7 @@ def figures_of(
         data: arrays with ``units``, ``long_name``, ``signed``.
         tokens: raw texts: ``{"clean": [[…]…], "corrupt": …, "answers": {id: text}}``.
         title: what stands above every figure.
-        stamp: the line of provenance below every figure (``stamp_of`` writes it).
+        stamp: the line of provenance below every figure (a result's ``stamp``).
         selection: axis -> entry, for axes of which one entry is shown at a time (``selectors_of``
             lists them); the first where nothing is said.
         only: draw this array alone.
@@ -223,6 +225,14 @@ def _stack(view: View, name: str, array: xr.DataArray, plan: Plan,
     return figure, [grids.legend_of(cells, picked)], (plan.axes[0], f"{layer}+{head}")
 
 
+def _patterns(view: View, name: str, array: xr.DataArray, plan: Plan,
+              picked: dict[str, Any]) -> Any:
+    if plan.axes[2:] and math.prod(array.sizes[d] for d in plan.axes[2:]) == 1:
+        array = array.squeeze(list(plan.axes[2:]))
+        return _grid(view, name, array, Plan("square", ("query", "key")), picked)
+    return pattern_grid(array, tokens=view.tokens, picked=picked), [], ("key", "query")
+
+
 def _words(view: View, name: str, array: xr.DataArray, plan: Plan,
            picked: dict[str, Any]) -> Any:
     array = array.transpose(*plan.axes) if len(array.dims) == 2 else array.expand_dims("row")
@@ -311,6 +321,7 @@ def _card(view: View, name: str, array: xr.DataArray, plan: Plan,
 
 
 MAKERS = {
+    "patterns": _patterns,
     "grid": _grid, "square": _grid, "image": _grid, "words": _words, "bars": _bars,
     "curve": _curve, "whiskers": _whiskers, "graph": _graph, "card": _card,
 }
@@ -344,7 +355,7 @@ def _frame(figure: go.Figure, view: View, name: str, plan: Plan, picked: dict[st
 def _stamp(figure: go.Figure, stamp: str) -> None:
     """Under the x axis as part of its title, so that long tick labels push it down."""
     lines = [plain(line) for line in _folded(stamp)]
-    if figure.layout.xaxis.visible is False:
+    if figure.layout.xaxis.visible is False or "xaxis2" in figure.layout:
         figure.add_annotation(text="<br>".join(lines), name="stamp", xref="paper", yref="paper",
                               x=0.5, y=0, yshift=-18, yanchor="top", showarrow=False,
                               font={"size": 10})

@@ -244,10 +244,10 @@ def pool(cells: Cells) -> tuple[Cells, tuple[int, int]]:
         else:
             by += 1
     values = _blocks(cells.values, by, bx)
+    cells.notes.append(f"pooled: each cell is the largest absolute value of {by} × {bx} of "
+                       f"{rows} × {columns}")
     cells = Cells(values, cells.y, cells.x, cells.signed, cells.units, cells.limit, cells.floor,
-                  clipped=cells.clipped, low=cells.low, notes=[
-                      *cells.notes, f"pooled: each cell is the largest absolute value of "
-                                    f"{by} × {bx} of {rows} × {columns}"])
+                  clipped=cells.clipped, low=cells.low, notes=cells.notes)
     return cells, (by, bx)
 
 

@@ -12,41 +12,29 @@ from plotly.subplots import make_subplots
 
 from interp.figures.axes import axis_of
 from interp.figures.choose import kind_of, labels_of, narrow
-from interp.figures.grids import template_safe
-from interp.figures.palette import scale_of, theme
+from interp.figures.grids import MOST_HOVERS, template_safe
+from interp.figures.palette import scale_of
 from interp.figures.text import glyphs, number, plain
 
 if TYPE_CHECKING:
     import xarray as xr
-
-MOST_HEADS = 64
 
 
 def pattern_grid(
     array: xr.DataArray,
     *,
     tokens: Mapping[str, Any] | None = None,
-    title: str = "",
-    selection: Mapping[str, Any] | None = None,
+    picked: Mapping[str, Any] | None = None,
     columns: int | None = None,
-    dark: bool = False,
 ) -> go.Figure:
-    """Small maps of query × key, one for each head, on one colour scale.
+    """Small maps of query × key, one for each head, on one colour scale; untitled, unthemed.
 
     Args:
-        array: dims query, key, and head (and layer); others are narrowed by ``selection``.
+        array: dims query, key, and head or layer or both.
         tokens: raw texts, as in ``figures_of``.
-        title: what stands above.
-        selection: entries of the other axes.
+        picked: the entries that other axes were narrowed to (a prompt lends its tokens).
         columns: maps a row (default: heads of a layer, at most 8).
-        dark: the dark theme.
     """
-    array, picked = narrow(array, selection or {})
-    extra = [str(d) for d in array.dims
-             if d not in ("query", "key") and kind_of(str(d)) not in ("layer", "head")]
-    for axis in extra:
-        picked[axis] = labels_of(array, axis)[0]
-        array = array.isel({axis: 0})
     outer = [str(d) for d in array.dims if d not in ("query", "key")]
     outer.sort(key=lambda d: kind_of(d) != "layer")
     array = array.transpose(*outer, "query", "key")
@@ -55,35 +43,29 @@ def pattern_grid(
     for axis in outer:
         names = [f"{n} {axis[0].upper()}{v}".strip() for n in names for v in labels_of(array, axis)]
     maps = np.asarray(array.values, dtype=np.float32).reshape(len(names), *array.shape[-2:])
-    names, maps = names[:MOST_HEADS], maps[:MOST_HEADS]
     wide = columns or min(8, array.sizes[outer[-1]] if outer else 1)
     rows = math.ceil(len(maps) / wide)
     figure = make_subplots(rows, wide, subplot_titles=[plain(n) for n in names],
-                           horizontal_spacing=0.2 / max(wide, 2) / 2,
-                           vertical_spacing=min(0.25 / max(rows, 2), 34 / (150 * rows)))
-    top = float(np.nanmax(np.abs(maps))) or 1.0
+                           horizontal_spacing=0.1 / max(wide, 2),
+                           vertical_spacing=min(0.25 / max(rows, 2), 34 / (170 * rows)))
+    top = float(np.nanmax(np.abs(maps), initial=0)) or 1.0
     signed = bool(array.attrs.get("signed", 0))
     for k, cells in enumerate(maps):
         r, c = divmod(k, wide)
-        figure.add_trace(_small(cells, names[k], x, y, top, signed, k == 0), r + 1, c + 1)
+        figure.add_trace(_small(cells, names[k], x, y, top, signed, k == 0,
+                                maps.size <= MOST_HOVERS), r + 1, c + 1)
     figure.update_xaxes(showticklabels=False, showgrid=False, zeroline=False)
     figure.update_yaxes(showticklabels=False, showgrid=False, zeroline=False, autorange="reversed")
-    figure.update_layout(
-        title={"text": plain(title or str(array.attrs.get("long_name", "pattern"))), "x": 0.01},
-        height=90 + 150 * rows, margin={"t": 80, "l": 20, "r": 20, "b": 20},
-        meta={"variable": str(array.name), "kind": "patterns", "x": "key", "y": "query",
-              "selection": picked, "names": names,
-              "alt": f"{len(maps)} maps of query by key, largest value {number(top)}."})
-    return theme(figure, dark)
+    figure.update_layout(height=150 + 170 * rows)
+    return figure
 
 
 def _small(cells: np.ndarray, name: str, x: Any, y: Any, top: float, signed: bool,
-           bar: bool) -> go.Heatmap:
-    few = cells.size <= 400
+           bar: bool, spoken: bool) -> go.Heatmap:
     head = plain(name)
     extra: dict[str, Any] = {"hovertemplate": f"{template_safe(name)}<br>query %{{y}}, key %{{x}}"
                                               "<br>%{z:.3g}<extra></extra>"}
-    if few:
+    if spoken:
         extra = {"customdata": [[f"{head}<br>{a} → {b}<br><b>{number(float(v))}</b>"
                                  for b, v in zip(x.names, row, strict=True)]
                                 for a, row in zip(y.names, cells, strict=True)],

@@ -1,0 +1,80 @@
+"""Side by side: results that differ in one thing only, their numbers compared."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from interp.figures import figure_json, figures_of, number
+from interp.store import compare
+from interp.terms import UsageError
+
+if TYPE_CHECKING:
+    from interp.report.page import Section
+
+ONE = {"models": "model", "tasks": "task", "methods": "method"}
+MOST_GROUP = 8
+
+
+def comparisons(
+    sections: Sequence[Section], along: Sequence[str], blocks: list[tuple[str, str]]
+) -> list[dict[str, Any]]:
+    """For each of ``models``, ``tasks``, ``methods``: groups that differ in that alone.
+
+    Every member is set against the group's first: largest difference, correlation, and where the
+    axes have equal sizes a map of the difference. Figures go to ``blocks`` as JSON.
+    """
+    out = []
+    for word in along:
+        for name, members in _groups(sections, ONE[word]).items():
+            if len(members) > 1:
+                out.append(_group(word, name, members[:MOST_GROUP], blocks))
+    return out
+
+
+def _groups(sections: Sequence[Section], varied: str) -> dict[str, list[Section]]:
+    groups: dict[str, list[Section]] = {}
+    for s in sections:
+        if s.result is None:
+            continue
+        fields = {} if varied == "method" else s.result.spec.get("fields")
+        kept = [getattr(s, k) for k in ("method", "model", "task") if k != varied]
+        groups.setdefault(f"{' · '.join(filter(None, kept))}\0{fields}", []).append(s)
+    return {k.split("\0")[0]: v for k, v in groups.items()}
+
+
+def _group(word: str, name: str, members: list[Section],
+           blocks: list[tuple[str, str]]) -> dict[str, Any]:
+    first = members[0]
+    rows, figures = [], []
+    for other in members[1:]:
+        assert first.result is not None and other.result is not None, "groups hold results"
+        found = compare(first.result.record, other.result.record)
+        label = getattr(other, ONE[word])
+        for a in found.arrays:
+            rows.append({
+                "pair": label, "array": a.name, "cells": a.cells, "units": a.units,
+                "max": "–" if a.max_abs is None else number(a.max_abs),
+                "correlation": "–" if a.correlation is None else number(a.correlation),
+                "reason": a.reason})
+        figures += _difference(found, first, other, word, blocks)
+    return {"along": word, "name": name, "first": getattr(first, ONE[word]), "rows": rows,
+            "figures": figures}
+
+
+def _difference(found: Any, first: Section, other: Section, word: str,
+                blocks: list[tuple[str, str]]) -> list[dict[str, Any]]:
+    names = [str(n) for n in found.difference.data_vars][:1]
+    if not names or found.arrays[0].reason:
+        return []
+    assert other.result is not None, "groups hold results"
+    title = f"{getattr(other, ONE[word])} minus {getattr(first, ONE[word])}"
+    try:
+        figure = figures_of(found.difference[names], tokens=other.result.tokens, title=title,
+                            only=names[0])[names[0]]
+    except UsageError:
+        return []
+    key = f"figure-{len(blocks)}"
+    blocks.append((key, f"[{figure_json(figure)}]"))
+    return [{"key": key, "alt": figure.layout.meta["alt"],
+             "height": int(figure.layout.height or 400)}]
