@@ -33,6 +33,7 @@ class Projection:
         return cls(module.weight, module.bias, conv1d)  # type: ignore[arg-type]
 
     def __call__(self, x_NI: Tensor) -> Tensor:
+        """The map of packed rows ``[N, in]`` to ``[N, out]``."""
         if not self.conv1d:
             return F.linear(x_NI, self.weight, self.bias)
         if self.bias is None:
@@ -172,7 +173,7 @@ class LayerBlock:
         return x if self.rotary is None else self.rotary(x, position_N)
 
     def attend(self, q_RTHE: Tensor, k_RSKE: Tensor, v_RSKE: Tensor, position_T: Tensor) -> Tensor:
-        """z ``[R,T,H,E]``; keys stand at 0…S-1, queries at ``position_T`` (``[T]`` or ``[R,T]``)."""
+        """z ``[R,T,H,E]``; keys at 0…S-1, queries at ``position_T`` (``[T]`` or ``[R,T]``)."""
         facts = self.facts
         if self._plain(q_RTHE):
             whole = self._everything(q_RTHE, k_RSKE, position_T)

@@ -91,7 +91,9 @@ def _read(path: Path) -> dict[str, Tensor]:
         data = torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
         reason = " ".join(str(error).split())[:300]
-        raise UnsafeError(f"{path.name} holds more than tensors, or is damaged: {reason}") from error
+        raise UnsafeError(
+            f"{path.name} holds more than tensors, or is damaged: {reason}"
+        ) from error
     for key in ("state_dict", "model_state_dict", "model"):
         if isinstance(data, Mapping) and isinstance(data.get(key), Mapping):
             data = data[key]

@@ -278,12 +278,13 @@ def layer_facts(family: Family, config: Any, layer: int) -> LayerFacts:
 
 def shape_of(module: nn.Module) -> ModelShape:
     """The sizes of a loaded module of a known family."""
-    family, config = family_of(module), module.config  # type: ignore[union-attr]
-    layer = module.get_submodule(family.layers)[0]  # type: ignore[index]
-    w_out = layer.get_submodule(family.w_out).weight
+    family = family_of(module)
+    config: Any = module.config
+    layers: Any = module.get_submodule(family.layers)
+    w_out = layers[0].get_submodule(family.w_out).weight
     heads = int(config.num_attention_heads)
     return ModelShape(
-        n_layers=len(module.get_submodule(family.layers)),  # type: ignore[arg-type]
+        n_layers=len(layers),
         n_heads=heads,
         n_kv_heads=int(getattr(config, "num_key_value_heads", None) or heads),
         d_model=int(config.hidden_size),

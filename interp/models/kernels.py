@@ -88,6 +88,7 @@ class Norm:
         self.weight, self.bias, self.eps, self.kind, self.order = weight, bias, eps, kind, order
 
     def __call__(self, x: Tensor) -> Tensor:
+        """The normalised ``x``."""
         if self.kind == "layer":
             return F.layer_norm(x, x.shape[-1:], self.weight, self.bias, self.eps)
         if x.dtype == torch.float64:
@@ -160,6 +161,7 @@ class Rotary:
         return cos, sin
 
     def __call__(self, x_NHE: Tensor, position_N: Tensor) -> Tensor:
+        """Heads turned by their positions' angles (in place where no graph is wanted)."""
         cos, sin = self.angles(position_N, x_NHE.dtype)
         half = cos.shape[-1]
         a, b = x_NHE[..., :half], x_NHE[..., half : 2 * half]

@@ -67,7 +67,7 @@ class TextTokenizer:
         ))
 
     def texts(self, ids: Sequence[int]) -> list[str]:
-        """The text of each id by itself: spaces as spaces, bytes that are no text as ``\\xNN``."""
+        """The text of each id by itself: spaces as spaces, other bytes as ``<0xNN>``."""
         return [self._text(int(i)) for i in ids]
 
     def _make_text(self, token: int) -> str:

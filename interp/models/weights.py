@@ -30,7 +30,7 @@ def _forward(projection: Projection) -> Tensor:
 
 
 class LayerWeights:
-    """One layer's weights: views ``W_Q [head, d_model, d_head]``, ``W_in [d_model, neuron]``, …
+    """One layer: ``W_Q [head, d_model, d_head]``, ``W_in [d_model, neuron]``.
 
     Biases and norms that the architecture lacks are None. ``ln1_w`` and its like are the gains
     the normalised vector is multiplied by (Gemma's ``1 + w`` is made when asked for).
