@@ -1,7 +1,11 @@
 """Floor 2: the only room that knows batch, chunk, device, dtype and no_grad."""
 
 from interp.engine.metrics import METRICS, Metric, metric_named
+from interp.engine.plain import plain_metrics, plain_source, read_values
 from interp.engine.plans import Cell
-from interp.engine.sweeps import Estimate, Sweep, estimate, sweep
+from interp.engine.sweeps import Estimate, Sweep, estimate, sweep, undriven
 
-__all__ = ["METRICS", "Cell", "Estimate", "Metric", "Sweep", "estimate", "metric_named", "sweep"]
+__all__ = [
+    "METRICS", "Cell", "Estimate", "Metric", "Sweep", "estimate", "metric_named",
+    "plain_metrics", "plain_source", "read_values", "sweep", "undriven",
+]

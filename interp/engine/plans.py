@@ -106,7 +106,7 @@ class TokenEdits:
         self.add += [add] * n
 
 
-def _positions(site: Site, bucket: Bucket, prompt: int, pairs: PromptPairs) -> np.ndarray:
+def positions_of(site: Site, bucket: Bucket, prompt: int, pairs: PromptPairs) -> np.ndarray:
     """Base positions that a site selects in one prompt."""
     where = site.position
     if where is None:
@@ -129,7 +129,7 @@ def _part(
     edit: Edit, bucket: Bucket, prompt: int, pairs: PromptPairs, arrays: list[Any]
 ) -> tuple[Any, ...]:
     site = edit.site
-    places = _positions(site, bucket, prompt, pairs)
+    places = positions_of(site, bucket, prompt, pairs)
     layer = 0 if site.kind == "embed" else site.layer
     if layer is None:
         raise UsageError(f"An edit of {site.kind!r} needs a layer.")

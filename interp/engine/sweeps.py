@@ -24,9 +24,18 @@ from interp.engine.costs import (
 )
 from interp.engine.metrics import Metric, Targets, check_metric, metric_named, targets_of
 from interp.engine.packing import Chunk, chunk_of
-from interp.engine.plans import Cell, Plan, Row, make_plan
-from interp.terms import Blocks, Context, HookedModel, PromptPairs, TooLargeError
+from interp.engine.plain import plain_metrics, plain_source
+from interp.engine.plans import DRIVEN, Cell, Plan, Row, make_plan
+from interp.terms import (
+    Blocks,
+    CapabilityError,
+    Context,
+    HookedModel,
+    PromptPairs,
+    TooLargeError,
+)
 
+PLAIN_CELLS = 8
 LOGIT_BYTES = 64 * 2**20
 """Logits of the whole vocabulary stand for at most this many bytes at a time."""
 
@@ -252,6 +261,10 @@ def sweep(
     """
     chosen = metric_named(metric)
     check_metric(chosen, pairs)
+    why = undriven(model, cells)
+    if why:
+        context.note("slow path", f"{why} Each cell is one whole forward pass.")
+        return _plain_sweep(model, pairs, cells, chosen, context, direction, at, on_chunk)
     work = _Work(model, pairs, cells, chosen, direction, at, nulls)
     partition = _partition(work, context, seconds)
     plans, total = work.plans, 0.0
@@ -278,6 +291,49 @@ def sweep(
     context.note("partition", work.sweep.chunks)
     context.note("flops", total)
     return work.sweep
+
+
+def undriven(model: HookedModel, cells: Sequence[Cell]) -> str:
+    """Why the packed engine cannot measure these cells on this model; empty if it can."""
+    kinds = {e.site.kind for c in cells for e in c.edits} - set(DRIVEN)
+    if kinds:
+        return f"The packed engine does not edit {', '.join(sorted(kinds))}."
+    if any(e.reader is not None for c in cells for e in c.edits):
+        return "The packed engine does not edit one reader's copy."
+    try:
+        model.blocks  # noqa: B018
+    except CapabilityError as error:
+        return error.message
+    return ""
+
+
+def _plain_sweep(
+    model: HookedModel, pairs: PromptPairs, cells: Sequence[Cell], metric: Metric,
+    context: Context, direction: str, at: int | str, on_chunk: Any,
+) -> Sweep:
+    """The same result by one whole forward pass a cell, for models that cannot be driven."""
+    shape = (len(cells), len(pairs))
+    base = plain_metrics(model, pairs, [Cell(())], metric, direction=direction, at=at)[0]
+    again = plain_metrics(model, pairs, [Cell(())], metric, direction=direction, at=at)[0]
+    source = plain_source(model, pairs, metric, direction=direction, at=at)
+    found = Sweep(
+        np.full(shape, np.nan), base, source, np.zeros(shape, bool), np.zeros(shape, bool),
+        np.ones(shape), noise=float(np.abs(base - again).max()),
+    )
+    for i in range(0, len(cells), PLAIN_CELLS):
+        part = cells[i : i + PLAIN_CELLS]
+        kept = context.load_chunk(f"plain-{i}")
+        if kept is None:
+            kept = {"patched": plain_metrics(model, pairs, part, metric, direction=direction,
+                                             at=at)}
+            context.save_chunk(f"plain-{i}", kept)
+        found.patched[i : i + len(part)] = kept["patched"]
+        found.chunks.append(len(part) * len(pairs))
+        context.advance(i + len(part), len(cells))
+        if on_chunk is not None:
+            on_chunk(found)
+    found.undefined = np.isnan(found.patched)
+    return found
 
 
 def _partition(work: _Work, context: Context, seconds: float) -> list[tuple[int, list[int]]]:

@@ -1,0 +1,1 @@
+"""Causal interventions between two runs: what changes when an activation is put elsewhere."""

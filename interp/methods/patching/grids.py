@@ -1,0 +1,155 @@
+"""Grids: from knobs to cells with their axes, and back from numbers to named arrays."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from interp.engine import Cell
+from interp.terms import KINDS, CapabilityError, Edit, HookedModel, PromptPairs, Site, UsageError
+
+AUTO = {
+    "embed": "position", "z": "layer,head", "q": "layer,head", "k": "layer,kv_head",
+    "v": "layer,kv_head",
+}
+AXES = {
+    "residual": ("layer,position", "layer,slot", "layer"),
+    "embed": ("position", "slot"),
+    "head": ("layer,head", "layer,head,position", "layer,head,slot"),
+}
+
+
+@dataclass(frozen=True, eq=False)
+class Grid:
+    """Cells with the axes they are laid out on.
+
+    Args:
+        dims: names of the axes.
+        coords: values of each axis.
+        cells: row-major along ``dims``.
+    """
+
+    dims: tuple[str, ...]
+    coords: dict[str, np.ndarray]
+    cells: list[Cell]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Length of each axis."""
+        return tuple(len(self.coords[d]) for d in self.dims)
+
+
+def axes_of(site: str, axes: str, pairs: PromptPairs) -> tuple[str, ...]:
+    """The axes of a sweep; ``"auto"`` gives the usual ones for the site.
+
+    Raises:
+        UsageError: axes that the site does not have, or positions that do not align.
+    """
+    group = "embed" if site == "embed" else "head" if KINDS[site].head_axis else "residual"
+    axis = KINDS[site].head_axis or "head"
+    if axes == "auto":
+        axes = AUTO.get(site, "layer,position")
+        if "position" in axes and not pairs.aligned():
+            axes = axes.replace("position", "slot") if pairs.slots else "layer"
+    allowed = tuple(a.replace("head", axis) for a in AXES[group])
+    axes = axes.replace("kv_head", "head").replace("head", axis)
+    if axes not in allowed:
+        raise UsageError(
+            f"Site {site!r} has no sweep over {axes!r}.",
+            remedy=f"Use axes {' or '.join(repr(a) for a in allowed)}.",
+        )
+    names = tuple(axes.split(","))
+    if "position" in names and not pairs.aligned():
+        slots = ", ".join(sorted(pairs.slots)) or "none here"
+        raise UsageError(
+            "These prompts differ in length, so a position means something else in each.",
+            remedy=f"Sweep over slots (axes with 'slot': {slots}) or over layers alone.",
+        )
+    if "slot" in names and not pairs.slots:
+        raise UsageError("This task names no slots.", remedy="Sweep over positions or layers.")
+    return names
+
+
+def _chosen(what: str, wanted: Sequence[int] | None, count: int) -> np.ndarray:
+    if wanted is None:
+        return np.arange(count)
+    index = np.array([w + count if w < 0 else w for w in wanted], dtype=np.int64)
+    if not len(index) or (index < 0).any() or (index >= count).any():
+        raise UsageError(f"{what} {list(wanted)} were given; there are {count}, counted from 0.")
+    return index
+
+
+def make_grid(
+    model: HookedModel,
+    pairs: PromptPairs,
+    site: str,
+    axes: str,
+    *,
+    layers: Sequence[int] | None = None,
+    positions: Sequence[int] | None = None,
+    window: int = 1,
+    with_: str = "source",
+    values: dict[Site, np.ndarray] | None = None,
+) -> Grid:
+    """The cells of a sweep.
+
+    Args:
+        model: for its shape.
+        pairs: for lengths and slots.
+        site: kind of site.
+        axes: comma-separated axes, or ``"auto"``.
+        layers: which layers (default all); negative counts from the end.
+        positions: which positions (default all).
+        window: so many neighbouring layers are edited together, centred on the named one.
+        with_: ``"source"`` or ``"zero"``; anything else takes its arrays from ``values``.
+        values: whole site -> array that broadcasts to ``[prompt, position, *site dims]``.
+    """
+    names = axes_of(site, axes, pairs)
+    shape = model.shape
+    if site == "resid_mid" and shape.parallel:
+        raise CapabilityError(
+            "This model has no resid_mid: attention and MLP read the same residual.",
+            remedy="Use resid_pre, attn_out or mlp_out.",
+        )
+    coords: dict[str, np.ndarray] = {}
+    for name in names:
+        if name == "layer":
+            coords[name] = _chosen("Layers", layers, shape.n_layers)
+        elif name in ("head", "kv_head"):
+            coords[name] = np.arange(shape.n_heads if name == "head" else shape.n_kv_heads)
+        elif name == "position":
+            coords[name] = _chosen("Positions", positions, max(pairs.lengths))
+        else:
+            coords[name] = np.array(list(pairs.slots))
+    cells = []
+    for index in np.ndindex(*(len(coords[n]) for n in names)):
+        at = {n: coords[n][i] for n, i in zip(names, index, strict=True)}
+        cells.append(_cell(site, at, shape.n_layers, window, with_, values))
+    return Grid(names, coords, cells)
+
+
+def _cell(
+    site: str, at: dict[str, object], n_layers: int, window: int, with_: str,
+    values: dict[Site, np.ndarray] | None,
+) -> Cell:
+    where = at.get("position", at.get("slot"))
+    position = None if where is None else str(where) if "slot" in at else int(where)  # type: ignore[call-overload]
+    head = at.get("head", at.get("kv_head"))
+    if "layer" not in at:
+        layers: list[int | None] = [None]
+    else:
+        first = int(at["layer"]) - window // 2  # type: ignore[call-overload]
+        layers = [n for n in range(first, first + window) if 0 <= n < n_layers]
+    edits = []
+    for layer in layers:
+        which = None if head is None else int(head)  # type: ignore[call-overload]
+        place = Site(site, layer=layer, head=which, position=position)
+        value = with_ if values is None else _value(values[place.whole], place)
+        edits.append(Edit(place, value))
+    return Cell(tuple(edits))
+
+
+def _value(array: np.ndarray, site: Site) -> np.ndarray:
+    return array if site.head is None else array[:, :, site.head]
