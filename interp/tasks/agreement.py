@@ -13,18 +13,21 @@ from interp.terms import TaskError
 if TYPE_CHECKING:
     from interp.terms import HookedModel, PromptPairs
 
-INTROS = ("The", "Today the", "Then the", "Yesterday the")
+INTROS = ("The", "Today the", "Then the", "Yesterday the", "Later the")
 STRUCTURES: dict[str, str] = {
     "simple": "{noun}",
     "near": "{noun} near the {other}",
     "behind": "{noun} behind the {other}",
     "with": "{noun} with the {other}",
+    "from": "{noun} from the {other}",
     "relative": "{noun} that the {other} {like}",
+    "with_near": "{noun} with the {other} near the {third}",
+    "behind_with": "{noun} behind the {other} with the {third}",
 }
-HELD_OUT_INTROS = ("Later the", "After lunch the")
+HELD_OUT_INTROS = ("Now the", "After lunch the")
 HELD_OUT_STRUCTURES: dict[str, str] = {
-    "about": "{noun} from the {other}",
-    "two": "{noun} near the {other} behind the {third}",
+    "at": "{noun} at the {other}",
+    "near_behind": "{noun} near the {other} behind the {third}",
 }
 INNER: tuple[tuple[str, str], ...] = (("likes", "like"), ("knows", "know"), ("sees", "see"))
 """Verbs of the relative clause, (singular, plural), which agree with the distractor."""

@@ -71,7 +71,7 @@ def _plain(rng: random.Random) -> str:
     return rng.choice((
         f"While the {thing} was {adjective}, the {place} was {rng.choice(words.ADJECTIVES)}.",
         f"After lunch the {place} was {adjective}.",
-        f"They decided to send the {adjective} {thing} and to pass the {place}.",
+        f"Now they decided to have the {adjective} {thing} at the {place}.",
         f"Yesterday they had a talk about the {place}, and then a {event}.",
         f"Then the {thing} from the {place} was {adjective}.",
         f"The {event} of the year {rng.choice(words.CENTURIES)}{rng.randrange(100):02d} was "
@@ -80,16 +80,16 @@ def _plain(rng: random.Random) -> str:
 
 
 KINDS: dict[str, tuple[float, Callable[[random.Random], str]]] = {
-    "ioi": (0.34, ioi.sentence),
-    "agreement": (0.16, agreement.sentence),
-    "pronouns": (0.12, pronouns.sentence),
-    "greater_than": (0.10, greater_than.sentence),
-    "brackets": (0.10, brackets.sentence),
+    "ioi": (0.33, ioi.sentence),
+    "agreement": (0.15, agreement.sentence),
+    "pronouns": (0.14, pronouns.sentence),
+    "greater_than": (0.09, greater_than.sentence),
+    "brackets": (0.11, brackets.sentence),
     "repeat": (0.04, _repeat),
-    "again": (0.04, _again),
+    "again": (0.03, _again),
     "friend": (0.03, _friend),
     "gender": (0.02, _gender),
-    "number": (0.03, _number),
+    "number": (0.04, _number),
     "plain": (0.02, _plain),
 }
 """Kind of sentence -> (share of the training sentences, how one is made)."""
@@ -133,14 +133,15 @@ def vocabulary() -> tuple[str, ...]:
         *words.NAMES, *words.PLACES, *words.OBJECTS, *words.OCCUPATIONS, *words.EVENTS,
         *words.FILLINGS, *(w for pair in words.NOUNS + words.VERBS + words.BRACKETS for w in pair),
         *(w for pair in agreement.INNER for w in pair), *ioi.TEMPLATES, *ioi.HELD_OUT_TEMPLATES,
+        *ioi.OTHER_ORDERS, re.sub(r"\{\d\}", " ", ioi.COUNTED),
         *agreement.TEMPLATES, *agreement.HELD_OUT_TEMPLATES, *greater_than.TEMPLATES,
         *greater_than.HELD_OUT_TEMPLATES, *(f"{y:02d}" for y in range(100)), brackets.INTRO,
         *(t for group in (pronouns.TEMPLATES, pronouns.HELD_OUT_TEMPLATES)
           for case in group.values() for t in case),
         *(p for pair in pronouns.PRONOUNS.values() for p in pair), "at was the a hat it",
         "Yes My Hello friend here of is and they They them one many took found met saw from send",
-        "decided pass had talk about then year called thanked likes knows sees know see . , ! ;",
-        "girl sister mother queen boy brother father king she he ( ) [ ] { } < >",
+        "Now decided pass had talk about then year called thanked likes knows sees know see",
+        ". , ! ; girl sister mother queen boy brother father king she he ( ) [ ] { } < >",
     ]
     known = {w for text in texts for w in WORD.findall(re.sub(r"\{[A-Za-z]+\}", " ", text))}
     return (BOS, UNKNOWN, *sorted(known))

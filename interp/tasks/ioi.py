@@ -25,11 +25,18 @@ FRAMES: tuple[str, ...] = (
     "When {A} and {B} had a {object} at the {place},",
     "Then, {A} and {B} were thinking about going to the {place}.",
     "Later {A} met {B} at the {place}, and",
+    "While {A} and {B} were having lunch,",
+    "After {A} and {B} were at the {place},",
+    "Yesterday {A} and {B} had a talk about the {object}.",
+    "Then {A} and {B} found the {place}, and then",
+    "Today {A} came to the {place} with {B}.",
+    "The {place} was big, and when {A} and {B} came,",
 )
 HELD_OUT_FRAMES: tuple[str, ...] = (
     "While {A} and {B} were at the {place},",
     "After {A} and {B} had lunch at the {place},",
     "Yesterday {A} and {B} had a talk about the {place}, and then",
+    "Then {A} came to the {place} with {B}, and",
 )
 GIVINGS: tuple[str, ...] = (
     "{S} gave a {object} to",
@@ -40,11 +47,16 @@ GIVINGS: tuple[str, ...] = (
     "{S} handed a {object} to",
     "{S} passed the {object} to",
     "{S} sent a big {object} to",
+    "{S} decided to pass the {object} to",
+    "{S} wanted to send a {object} to",
+    "{S} had to send the small {object} to",
+    "{S} then handed the new {object} to",
 )
 HELD_OUT_GIVINGS: tuple[str, ...] = (
     "{S} decided to send the {object} to",
     "{S} wanted to pass a {object} to",
     "{S} handed the old {object} to",
+    "{S} then gave a {object} to",
 )
 
 TEMPLATES: tuple[str, ...] = tuple(f"{f} {g}" for f in FRAMES for g in GIVINGS)
@@ -52,6 +64,19 @@ HELD_OUT_TEMPLATES: tuple[str, ...] = tuple(
     f"{f} {g}" for f in HELD_OUT_FRAMES for g in HELD_OUT_GIVINGS
 )
 """Both halves unseen."""
+
+OTHER_ORDERS: tuple[str, ...] = (
+    "{S} was at the {place}. Later {S} met {IO} and gave a {object} to",
+    "Yesterday {S} went to the {place}. There {S} saw {IO} and handed the {object} to",
+    "Then {S} was happy. At the {place} {S} found {IO} and passed a {object} to",
+    "Today {IO} was at the {place}. Later {S} came, and then {S} gave the {object} to",
+    "Today {S} was at the {place}. Later {IO} came, and then {S} gave the {object} to",
+    "Then {S} went to see {IO}. At the {place}, {S} sent a {object} to",
+)
+"""Training sentences in which the last name is as often the receiver's as not, so that finding the
+receiver takes noticing which name is repeated."""
+COUNTED = "Then {1} was here, {2} was there, and {3} was at the {place}. The {object} was sent to"
+"""One of the three names stands twice, in any places; the other one receives."""
 
 CORRUPTIONS: dict[str, str] = {
     "swap": "the second subject becomes the other name, so the answers change places",
@@ -129,14 +154,27 @@ def make(
 
 
 def sentence(rng: random.Random) -> str:
-    """A training sentence; ``^`` stands before the answer. One in ten has three names."""
-    template = rng.choice(TEMPLATES)
+    """A training sentence; ``^`` stands before the answer.
+
+    Seven in ten are filled templates (a tenth of them with three different names), the others
+    have the names in other orders.
+    """
     place, thing = rng.choice(words.PLACES), rng.choice(words.OBJECTS)
     io, subject, third = rng.sample(words.names_for("ioi", "train"), 3)
-    first, second = (io, subject) if rng.random() < 0.5 else (subject, io)
-    if rng.random() < 0.1:
-        subject = third
-    text, _ = fill(template, first, second, subject, place, thing)
+    drawn = rng.random()
+    if drawn < 0.15:
+        text = rng.choice(OTHER_ORDERS).format(S=subject, IO=io, place=place, object=thing)
+    elif drawn < 0.3:
+        order = [io, subject, subject]
+        rng.shuffle(order)
+        text = COUNTED
+        for i, name in enumerate(order):
+            text = text.replace(f"{{{i + 1}}}", name)
+        text = text.format(place=place, object=thing)
+    else:
+        first, second = (io, subject) if rng.random() < 0.5 else (subject, io)
+        named = third if rng.random() < 0.1 else subject
+        text, _ = fill(rng.choice(TEMPLATES), first, second, named, place, thing)
     return f"{text} ^{io}."
 
 

@@ -17,17 +17,19 @@ TEMPLATES: dict[str, tuple[str, ...]] = {
     "subject": (
         "Today {X} slept because", "Yesterday {X} went home because", "Then {X} was happy when",
         "Later {X} worked at the {place} until", "Today {X} smiled when",
-        "Then {X} went to the {place} because",
+        "Then {X} went to the {place} because", "Later {X} smiled at the {place} because",
+        "Yesterday {X} came to the {place} until",
     ),
     "object": (
         "Then {Y} saw {X} and thanked", "Today {Y} met {X} and helped",
         "Yesterday {Y} found {X} and called", "Later {Y} knew {X} and met",
-        "Then {Y} went to {X} and saw",
+        "Then {Y} went to {X} and saw", "Today {Y} saw {X} at the {place} and called",
+        "Later {Y} found {X} near the {place} and helped", "Yesterday {Y} called {X} and met",
     ),
 }
 HELD_OUT_TEMPLATES: dict[str, tuple[str, ...]] = {
-    "subject": ("Later {X} went to the {place} and smiled because", "Yesterday {X} slept until"),
-    "object": ("Later {Y} found {X} and thanked", "Today {Y} saw {X} at the {place} and helped"),
+    "subject": ("Later {X} came to the {place} because", "Yesterday {X} slept until"),
+    "object": ("Later {Y} found {X} and thanked", "Then {Y} met {X} at the {place} and helped"),
 }
 PRONOUNS = {"subject": ("she", "he"), "object": ("her", "him")}
 ENDS = {"subject": "was {adjective}", "object": "at the {place}"}
@@ -107,7 +109,7 @@ def make(
 
 def sentence(rng: random.Random) -> str:
     """A training sentence; ``^`` stands before the answer, occupations keep their share."""
-    case = rng.choice(("subject", "object"))
+    case = rng.choice(("subject", "object", "object"))
     names = words.names_for("pronouns", "train")
     cue = rng.choice(tuple(words.OCCUPATIONS)) if rng.random() < 0.5 else rng.choice(names)
     share = words.OCCUPATIONS.get(cue, 1.0 if cue in words.WOMEN else 0.0)

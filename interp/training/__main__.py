@@ -1,0 +1,75 @@
+"""``python -m interp.training NAME``: train a shipped model again, on two threads."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+from interp.terms import InterpError, UsageError, unknown_name
+from interp.training.recipes import RECIPES
+
+THREADS = 2
+
+
+def _say(text: str) -> None:
+    sys.stderr.write(text + "\n")
+    sys.stderr.flush()
+
+
+def _parser() -> argparse.ArgumentParser:
+    names = ", ".join(f"{r.name} ({r.title})" for r in RECIPES.values())
+    parser = argparse.ArgumentParser(
+        prog="python -m interp.training",
+        description="Train a shipped model again and write its folder: weights, config, "
+        "tokenizer and card. The same machine gives the same bits.",
+    )
+    parser.add_argument("name", help=f"which: {names}; or all")
+    parser.add_argument("--out", type=Path, help="the folder to write (default: where the package "
+                        "keeps the model; with all, a folder of folders)")
+    parser.add_argument("--steps", type=int, help="batches to train on (default: the recipe's)")
+    parser.add_argument("--seed", type=int, default=0, help="of the weights and the data")
+    return parser
+
+
+def zoo() -> Path:
+    """The folder of the shipped models."""
+    import interp.models
+
+    return Path(interp.models.__file__).parent / "zoo"
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one recipe or all; returns the exit code."""
+    given = _parser().parse_args(arguments)
+    try:
+        if given.steps is not None and given.steps < 1:
+            raise UsageError(f"--steps was given as {given.steps}; wanted 1 or more.")
+        names = list(RECIPES) if given.name == "all" else [given.name]
+        for name in names:
+            if name not in RECIPES:
+                raise unknown_name("recipe", name, RECIPES)
+        # Spinning threads slow each other down on shared cores; read when torch is imported.
+        os.environ.setdefault("GOMP_SPINCOUNT", "0")
+        import torch
+
+        torch.set_num_threads(THREADS)
+        for name in names:
+            out = given.out or zoo()
+            folder = out if given.out and given.name != "all" else out / name
+            _say(f"training {name} into {folder}")
+            card = RECIPES[name].make(folder, _say, given.steps, given.seed)
+            for title, row in card.get("accuracy", {}).items():
+                _say(f"  {title}: {row['right']:.3f} right, {row['preferred']:.3f} preferred")
+    except InterpError as error:
+        _say(str(error))
+        return error.exit_code
+    except OSError as error:
+        _say(f"The folder cannot be written: {error.strerror}.")
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

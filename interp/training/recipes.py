@@ -1,0 +1,32 @@
+"""The registry of recipes: a shipped model's name -> what trains and measures it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How one shipped model is made.
+
+    Args:
+        name: the model's, as in ``zoo:NAME``.
+        title: what is trained, in a few words.
+        module: the module with ``make(out, say, steps, seed) -> card``.
+    """
+
+    name: str
+    title: str
+    module: str
+
+    def make(self, out: Any, say: Any, steps: int | None, seed: int) -> dict[str, Any]:
+        """Train, measure, write the folder; returns the card."""
+        from importlib import import_module
+
+        return import_module(self.module).make(out, say, steps, seed)
+
+
+RECIPES: dict[str, Recipe] = {
+    "ioi": Recipe("ioi", "GPT-2, 4 layers × 4 heads, five grammars", "interp.training.ioi"),
+}
