@@ -6,8 +6,7 @@ model is called (``_call``), and which kinds it lacks (``capabilities.py`` has t
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -174,9 +173,14 @@ class Adapter:
         fired = [0.0] * len(edits)
         reads: dict[Site, Tensor] = {}
         inputs = self._end("input", inputs, edits, read, grad, reads, fired)
-        with session, self._quiet():
-            logits = self._call(inputs, positions, vocab)
-        logits = self._end("logits", logits, edits, read, grad, reads, fired)
+        if any(s.kind == "logits" for s in (*(e.site for e in edits), *read)):
+            # A site names positions of the prompt, so these need all of them.
+            logits = self._pass(session, inputs, None, None)
+            logits = self._end("logits", logits, edits, read, grad, reads, fired)
+            logits = logits if positions is None else logits[:, positions]
+            logits = logits if vocab is None else logits[..., vocab]
+        else:
+            logits = self._pass(session, inputs, positions, vocab)
         for (n, _), change in zip(inner, session.fired, strict=True):
             fired[n] = change
         reads.update(session.reads)
@@ -200,10 +204,12 @@ class Adapter:
                 reads[site] = part
         return value
 
-    @contextlib.contextmanager
-    def _quiet(self) -> Iterator[None]:
-        """A place for a back-end to silence what its library says on every call."""
-        yield
+    def _pass(
+        self, session: Session, inputs: Tensor, positions: Tensor | None, vocab: Tensor | None
+    ) -> Tensor:
+        """One forward pass under a session's hooks; logits at the positions and columns asked."""
+        with session:
+            return self._call(inputs, positions, vocab)
 
     def _check_site(self, site: Site) -> None:
         """Refuse a site the model does not have.

@@ -225,7 +225,7 @@ def edited(value: Tensor, edit: Edit) -> tuple[Tensor, Tensor]:
 
 
 @dataclass
-class _Watch:
+class Watch:
     """What is wanted at one whole site."""
 
     tap: Tap
@@ -255,7 +255,7 @@ class Session:
         self.grad = grad
         self.reads: dict[Site, Tensor] = {}
         self._change: dict[int, Tensor] = {}
-        self._watches: dict[Site, _Watch] = {}
+        self._watches: dict[Site, Watch] = {}
         self._handles: list[Any] = []
         for number, edit in enumerate(edits):
             if edit.reader is not None:
@@ -267,11 +267,16 @@ class Session:
         for site in read:
             self._watch(site, tap_of).reads.append(site)
 
-    def _watch(self, site: Site, tap_of: Callable[[Site], Tap]) -> _Watch:
+    def _watch(self, site: Site, tap_of: Callable[[Site], Tap]) -> Watch:
         whole = site.whole
         if whole not in self._watches:
-            self._watches[whole] = _Watch(tap_of(whole), whole)
+            self._watches[whole] = Watch(tap_of(whole), whole)
         return self._watches[whole]
+
+    @property
+    def watches(self) -> tuple[Watch, ...]:
+        """What is wanted, one entry a whole site."""
+        return tuple(self._watches.values())
 
     @property
     def fired(self) -> tuple[float, ...]:
@@ -290,20 +295,28 @@ class Session:
     def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
         self._remove()
         if kind is None:
-            for watch in self._watches.values():
-                if watch.calls != 1:
-                    raise InterpError(
-                        f"{watch.site} was reached {watch.calls} times in one forward pass; "
-                        "wanted once.",
-                        remedy="The model does not run this part, or runs it repeatedly.",
-                    )
+            self.finish()
+
+    def finish(self) -> None:
+        """Refuse a pass in which a site was not reached, or more than once.
+
+        Raises:
+            InterpError: with the site.
+        """
+        for watch in self._watches.values():
+            if watch.calls != 1:
+                raise InterpError(
+                    f"{watch.site} was reached {watch.calls} times in one forward pass; "
+                    "wanted once.",
+                    remedy="The model does not run this part, or runs it repeatedly.",
+                )
 
     def _remove(self) -> None:
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
 
-    def _hook(self, watch: _Watch) -> Any:
+    def _hook(self, watch: Watch) -> Any:
         tap = watch.tap
         if tap.divisor is not None:
             return tap.module.register_forward_hook(self._on_norm(watch), with_kwargs=True)
@@ -311,7 +324,7 @@ class Session:
             return tap.module.register_forward_pre_hook(self._on_input(watch), with_kwargs=True)
         return tap.module.register_forward_hook(self._on_output(watch))
 
-    def visit(self, watch: _Watch, value: Tensor) -> Tensor | None:
+    def visit(self, watch: Watch, value: Tensor) -> Tensor | None:
         """Apply the edits and take the reads at one site; None where nothing changes."""
         watch.calls += 1
         new: Tensor | None = None
@@ -328,15 +341,37 @@ class Session:
             self.reads[site] = part
         return new
 
-    def _on_input(self, watch: _Watch) -> Callable[..., Any]:
+    def pass_through(self, watch: Watch, raw: Any, given: Tensor | None = None) -> Any:
+        """What flows on from a tap: ``raw`` itself where nothing changes.
+
+        Args:
+            watch: what is wanted there.
+            raw: the tensor (or a tuple that starts with it) that flows through.
+            given: for a norm, its input.
+        """
+        tensor = raw[0] if isinstance(raw, (tuple, list)) else raw
+        tap = watch.tap
+        if tap.divisor is not None:
+            assert given is not None
+            old = tap.divisor.measure(given)
+            new = self.visit(watch, old)
+            if new is None:
+                return raw
+            return tap.divisor.apply(tensor, getattr(tap.module, "bias", None), old, new)
+        new = self.visit(watch, tap.layout.decode(tensor))
+        if new is None:
+            return raw
+        new = tap.layout.encode(new, tensor)
+        if tap.in_place:
+            tensor.copy_(new)
+            return raw
+        return (new, *raw[1:]) if isinstance(raw, (tuple, list)) else new
+
+    def _on_input(self, watch: Watch) -> Callable[..., Any]:
         def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
             raw, key = find_tensor(args, kwargs)
-            new = self.visit(watch, watch.tap.layout.decode(raw))
-            if new is None:
-                return None
-            new = watch.tap.layout.encode(new, raw)
-            if watch.tap.in_place:
-                raw.copy_(new)
+            new = self.pass_through(watch, raw)
+            if new is raw:
                 return None
             if isinstance(key, int):
                 return (*args[:key], new, *args[key + 1 :]), kwargs
@@ -344,29 +379,18 @@ class Session:
 
         return hook
 
-    def _on_output(self, watch: _Watch) -> Callable[..., Any]:
+    def _on_output(self, watch: Watch) -> Callable[..., Any]:
         def hook(module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
-            raw = output[0] if isinstance(output, (tuple, list)) else output
-            new = self.visit(watch, watch.tap.layout.decode(raw))
-            if new is None:
-                return None
-            new = watch.tap.layout.encode(new, raw)
-            return (new, *output[1:]) if isinstance(output, (tuple, list)) else new
+            new = self.pass_through(watch, output)
+            return None if new is output else new
 
         return hook
 
-    def _on_norm(self, watch: _Watch) -> Callable[..., Any]:
-        divisor = watch.tap.divisor
-        assert divisor is not None
-
+    def _on_norm(self, watch: Watch) -> Callable[..., Any]:
         def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
                  ) -> Any:
-            raw, _ = find_tensor(args, kwargs)
-            sigma = divisor.measure(raw)
-            new = self.visit(watch, sigma)
-            if new is None:
-                return None
-            return divisor.apply(output, getattr(module, "bias", None), sigma, new)
+            new = self.pass_through(watch, output, find_tensor(args, kwargs)[0])
+            return None if new is output else new
 
         return hook
 
