@@ -51,6 +51,7 @@ def run(
     seed: int | None = None,
     context: Context | None = None,
     fresh: bool = False,
+    resume: bool = True,
     device: str = "cpu",
     dtype: str = "float32",
     backend: str | None = None,
@@ -69,6 +70,7 @@ def run(
         context: who is told about progress and asked about cancelling; default one of this
             process.
         fresh: measure again although the store has this run.
+        resume: go on from the finished chunks of an unfinished run of this spec.
         device: where a model given as ref is opened; likewise ``dtype`` and ``backend``.
         dtype: see ``device``.
         backend: see ``device``.
@@ -102,7 +104,7 @@ def run(
         live = ref is None and bool(getattr(opened, "live", False))
         job = Measurement(method, opened, task_of(task, opened), context, store, seed, ref, live)
         with interruptible(context):
-            return job.result(fresh=fresh)
+            return job.result(fresh=fresh, resume=resume)
     finally:
         if own is not None:
             own.close()
@@ -150,13 +152,15 @@ class Measurement:
         if begun is not None:
             begun(self.spec, self.hash)
 
-    def result(self, *, fresh: bool) -> Result:
+    def result(self, *, fresh: bool = False, resume: bool = True) -> Result:
         """The stored run of this spec, or a new measurement that is then stored."""
         if self.store is not None and not fresh:
             found = self._stored()
             if found is not None:
                 return found
         chunks = self.store.chunks(self.hash) if self.store is not None else None
+        if chunks is not None and not resume:
+            chunks.clear()
         recorder = Recorder(self.context, chunks)
         kept = False
         try:

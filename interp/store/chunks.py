@@ -101,6 +101,11 @@ class Chunks:
         except (OSError, ValueError, TypeError):
             return {}
 
+    def clear(self) -> None:
+        """Forget what an earlier try left."""
+        for path in self.folder.iterdir() if self.mine else ():
+            path.unlink(missing_ok=True)
+
     def close(self, *, discard: bool = False) -> None:
         """Let go of the folder; ``discard`` removes it, for a run that is safely stored."""
         if discard and self.mine:
