@@ -209,7 +209,7 @@ class LayerBlock:
 
     def _pattern(self, q: Tensor, k: Tensor, position_T: Tensor) -> Tensor:
         mask, facts = self._mask(position_T, k.shape[1]), self.facts
-        s = kernels.scores(q, k, mask, facts.scale, facts.cap, self.float32_scores)
+        s = kernels.scores(q, k, position_T, mask, facts.scale, facts.cap, self.float32_scores)
         return kernels.softmax(s, q.dtype, self.float32_softmax)
 
     def attn_sum(self, z_NHE: Tensor) -> Tensor:

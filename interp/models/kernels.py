@@ -225,20 +225,37 @@ def sdpa(
     return z.transpose(1, 2)
 
 
+def float32_products(q_RTHE: Tensor, k_RSKE: Tensor, position: Tensor) -> Tensor:
+    """Dot products ``[R, H, T, S]`` of queries and keys that a module casts to float32 first.
+
+    In a float64 model the rounding of that product is part of the value, and it depends on the
+    shape of the multiplication; so every query is put in its place among S, as in a whole forward.
+    """
+    q, k = q_RTHE.float(), k_RSKE.float().permute(0, 2, 3, 1)
+    if q_RTHE.dtype != torch.float64 or q.shape[1] == k.shape[-1]:
+        return torch.matmul(q.transpose(1, 2), k)
+    R, S = len(q), k.shape[-1]
+    at = position if position.ndim == 2 else position.expand(R, -1)
+    rows = torch.arange(R, device=at.device)[:, None]
+    whole = q.new_zeros(R, S, *q.shape[2:]).index_put((rows, at), q)
+    return torch.matmul(whole.transpose(1, 2), k).transpose(1, 2)[rows, at].transpose(1, 2)
+
+
 def scores(
-    q_RTHE: Tensor, k_RSKE: Tensor, mask: Tensor | None, scale: float, cap: float | None,
-    float32: bool = False,
+    q_RTHE: Tensor, k_RSKE: Tensor, position: Tensor, mask: Tensor | None, scale: float,
+    cap: float | None, float32: bool = False,
 ) -> Tensor:
     """Masked attention scores ``[R, K, G, T, S]``, soft cap applied before the mask."""
     R, T, H, E = q_RTHE.shape
     K = k_RSKE.shape[2]
-    q, k = _fold(q_RTHE, K), k_RSKE.permute(0, 2, 3, 1)
     if float32:
-        q, k = q.float(), k.float()
-    s = torch.matmul(q, k) * scale
+        s = float32_products(q_RTHE, k_RSKE, position)
+    else:
+        s = torch.matmul(_fold(q_RTHE, K), k_RSKE.permute(0, 2, 3, 1))
+    s = s * scale
     if cap is not None:
         s = torch.tanh(s / cap) * cap
-    s = s.view(R, K, H // K, T, k_RSKE.shape[1])
+    s = s.reshape(R, K, H // K, T, k_RSKE.shape[1])
     if mask is None:
         return s
     gap = mask[:, None, None] if mask.ndim == 3 else mask

@@ -208,7 +208,7 @@ def _entry(tensor: Tensor) -> str:
 
     plain = tensor.detach().cpu().contiguous()
     dtype = str(plain.dtype).removeprefix("torch.")
-    data = memoryview(plain.view(-1).view(torch.uint8).numpy()) if plain.numel() else b""
+    data: Any = plain.view(-1).view(torch.uint8).numpy() if plain.numel() else b""
     return f"{NAMES.get(dtype, dtype)}{list(plain.shape)}{hashlib.sha256(data).hexdigest()}"
 
 
