@@ -51,7 +51,7 @@ class Worker:
         self.store = store
         self.roots = tuple(Path(r).expanduser().resolve() for r in roots)
         self.me = identity_of()
-        self.desk = Desk(store, self.roots, shelf or Shelf())
+        self.desk = Desk(store, self.roots, Shelf() if shelf is None else shelf)
         self.linger = linger
         self._stop = threading.Event()
         self._busy_at = now()

@@ -41,7 +41,7 @@ class LocalContext:
                  dtype: str = "float32", backend: str | None = None) -> None:
         self.memory = default_memory(device) if memory is None else memory
         self.store = store
-        self.shelf = shelf or Shelf()
+        self.shelf = Shelf() if shelf is None else shelf
         self._opening = {"device": device, "dtype": dtype, "backend": backend}
         self._bar = Bar(title) if progress and sys.stderr.isatty() else None
         self._cancel = threading.Event()
