@@ -6,6 +6,7 @@ One object a process, reached by ``bench()`` inside a request. It holds the stor
 
 from __future__ import annotations
 
+import re
 import threading
 from collections import OrderedDict
 from collections.abc import Mapping
@@ -19,8 +20,19 @@ import interp
 WELCOME = {"method": "activation_patching", "fields": {}, "model": "zoo:ioi", "task": "ioi:n=32"}
 """What the first page shows: computed by this installation's own worker at the first start."""
 
+HUB = re.compile(r"[A-Za-z0-9][\w.-]{0,95}(/[A-Za-z0-9][\w.-]{0,95})?(@[\w.-]{1,64})?")
+PARTS = ("pair_check", "verify_cell", "head_page")
+"""Methods that pages ask for themselves: no page of their own in the rail."""
+PATIENCE = 60.0
+"""Seconds a page waits for the worker's answer to a short question."""
+
 KEPT = 12
 """Opened results kept in memory; runs never change."""
+
+
+def plain(row: Any) -> dict[str, Any]:
+    """A row of the jobs table as plain JSON."""
+    return dict(row) if isinstance(row, Mapping) else row.to_json()
 
 
 def bench() -> Bench:
@@ -44,6 +56,7 @@ class Bench:
         self.worker: Any = None
         self._results: OrderedDict[str, Any] = OrderedDict()
         self._lock = threading.Lock()
+        self._tasks: OrderedDict[tuple[str, str], tuple[Any, Any]] = OrderedDict()
         self.first: str | None = None
 
     # -- catalogue ---------------------------------------------------------------------------
@@ -59,7 +72,7 @@ class Bench:
     def listed_methods(self) -> dict[str, dict[str, Any]]:
         """The methods that have a page; the short ones that pages ask for themselves are not."""
         methods = self.catalogue().get("methods") or {}
-        return {k: e for k, e in methods.items() if e.get("family") != "explore"}
+        return {k: e for k, e in methods.items() if k not in PARTS}
 
     def method_title(self, key: str) -> str:
         """A method's title; its key where nothing is published yet."""
@@ -103,18 +116,20 @@ class Bench:
 
     def jobs(self) -> list[dict[str, Any]]:
         """All jobs, newest first, as plain rows."""
-        return self.queue.list()
+        return [plain(row) for row in self.queue.list()]
 
     def job(self, job_id: str) -> dict[str, Any] | None:
         """One job, None where there is none."""
         try:
-            return self.queue.show(job_id)
+            return plain(self.queue.show(job_id))
         except interp.InterpError:
             return None
 
     def job_title(self, row: Mapping[str, Any]) -> str:
         """Method, model and task of a job."""
-        spec = row.get("spec") or {}
+        spec = row.get("job") or {}
+        if spec.get("title"):
+            return str(spec["title"])
         model, task = spec.get("model") or {}, spec.get("task") or {}
         return " · ".join(str(p) for p in (
             self.method_title(str(spec.get("method") or "job")),
@@ -127,3 +142,206 @@ class Bench:
     def resume(self, job_id: str) -> None:
         """Let a job go on."""
         self.queue.resume(job_id)
+
+    def submit(self, method: str, fields: Mapping[str, Any], model: str, task: str | None,
+               machine: Mapping[str, Any] | None = None) -> str:
+        """Queue a run; the job's id.
+
+        Args:
+            method: registry key.
+            fields: its knobs.
+            model: a ref that is offered here, or a hub id.
+            task: a ref, ``pairs:<key>``, or None.
+            machine: backend, dtype, device.
+        """
+        self.check_model(model)
+        job = {"method": method, "fields": dict(fields), "model": {"ref": model, **(machine or {})},
+               "task": self.task_json(task)}
+        return self.queue.submit(job)
+
+    def partial(self, job_id: str) -> Any:
+        """What a running job has finished so far as a dataset, or None."""
+        try:
+            return self.queue.partial(job_id)
+        except interp.InterpError:
+            return None
+
+    def welcome_state(self) -> tuple[str | None, str | None]:
+        """(run, job) of the first page's grid; both None where there is neither."""
+        if self.first and (row := self.job(self.first)):
+            return (row.get("run_id") if row["state"] == "done" else None), self.first
+        for row in self.store.list(method=WELCOME["method"], limit=1):
+            return row.id, None
+        return None, None
+
+    # -- models and tasks --------------------------------------------------------------------
+
+    def models(self) -> list[dict[str, Any]]:
+        """Shipped models and the model folders of the roots."""
+        out = []
+        for listed in interp.list_models(self.roots):
+            row = dict(vars(listed))
+            if row.get("origin", "zoo") != "zoo":
+                row["ref"] = row["title"]
+            out.append(row)
+        return out
+
+    def model_options(self) -> list[dict[str, str]]:
+        """What a picker of models offers."""
+        return [{"value": r["ref"], "label": r["ref"]} for r in self.models() if r.get("ok", True)]
+
+    def check_model(self, ref: str) -> None:
+        """Refuse a model that was not offered: no path comes from the page.
+
+        Raises:
+            InterpError: neither listed here nor the pattern of a hub id.
+        """
+        if ref in {r["ref"] for r in self.models()}:
+            return
+        if HUB.fullmatch(ref) and ".." not in ref:
+            return
+        raise interp.InterpError(f"The model {ref[:60]!r} is not offered here.",
+                                 remedy="Choose one of the list, or give a hub id.")
+
+    def task_options(self, accepts: Any) -> list[dict[str, str]]:
+        """The task families of the types a method accepts."""
+        return [{"value": f"{k}:n=32,seed=0", "label": f.title} for k, f in interp.TASKS.items()
+                if f.type_name in accepts or "Any" in accepts]
+
+    def default_task(self) -> str:
+        """The first family, small."""
+        return WELCOME["task"]
+
+    def task_title(self, task: str) -> str:
+        """A task's ref for a person."""
+        return "your own pairs" if task.startswith("pairs:") else task
+
+    def task_json(self, task: str | None) -> dict[str, Any] | None:
+        """A task as a job carries it: by ref, or whole where it was built here.
+
+        Raises:
+            InterpError: no family of that name, or prompts that are not kept here.
+        """
+        if not task:
+            return None
+        if task.startswith("pairs:"):
+            return {"ref": None, "inline": interp.kept_task(self.store, task.partition(":")[2])}
+        if task.partition(":")[0] not in interp.TASKS:
+            raise interp.InterpError(f"The task {task[:60]!r} is not offered here.",
+                                     remedy="Choose one of the list, or build a pair.")
+        return {"ref": task}
+
+    def task_of(self, spec: Mapping[str, Any]) -> str:
+        """The task of a stored run as this page names it."""
+        task = spec.get("task") or {}
+        if task.get("inline"):
+            return "pairs:" + interp.keep_task(self.store, task["inline"])
+        return str(task.get("ref") or "")
+
+    # -- short questions to the worker -------------------------------------------------------
+
+    def describe(self, ref: str, backend: str | None = None, dtype: str | None = None,
+                 ) -> dict[str, Any]:
+        """A model's shape, self-checks and capabilities; opens it in the worker."""
+        self.check_model(ref)
+        model = {"ref": ref, "backend": backend, "dtype": dtype}
+        return self.queue.request("describe_model", {"model": model}, PATIENCE)
+
+    def shape(self, ref: str) -> dict[str, Any]:
+        """A model's sizes, from what was published about it where it was opened before."""
+        known = (self.catalogue().get("described") or {}).get(ref)
+        return (known or self.describe(ref))["shape"]
+
+    def card(self, ref: str) -> dict[str, Any]:
+        """A shipped model's card; {} for others."""
+        return dict(getattr(interp.MODELS.get(ref.removeprefix("zoo:")), "facts", None) or {}) \
+            if ref.startswith("zoo:") else {}
+
+    def checks_of(self, found: Mapping[str, Any]) -> list[Any]:
+        """The self-checks of a description."""
+        return [interp.Check.from_json(c) for c in found.get("checks") or ()]
+
+    def pairs(self, model: str, task: str) -> Any:
+        """A task as this model reads it; asked once."""
+        key = (model, task)
+        if key not in self._tasks:
+            self.check_model(model)
+            answer = self.queue.request(
+                "load_task", {"model": model, "task": self.task_json(task)}, PATIENCE)
+            self._remember(key, answer)
+        return self._tasks[key][0]
+
+    def _remember(self, key: tuple[str, str], answer: Mapping[str, Any]) -> None:
+        with self._lock:
+            self._tasks[key] = (interp.task_from_json(answer["task"]), answer.get("tokens"))
+            while len(self._tasks) > 4 * KEPT:
+                self._tasks.popitem(last=False)
+
+    def known_tokens(self, job: Mapping[str, Any]) -> Any:
+        """The tokens of a job's task where they were asked for before; None else."""
+        model, task = job.get("model") or {}, job.get("task") or {}
+        known = self._tasks.get((str(model.get("ref")), str(task.get("ref"))))
+        return known[1] if known else None
+
+    def make_pairs(self, model: str, source: Mapping[str, Any], bos: bool | None) -> str:
+        """Pairs from a ref, columns of texts, or a table's text; how this page names the task."""
+        self.check_model(model)
+        if "ref" in source:
+            self.pairs(model, str(source["ref"]))
+            return str(source["ref"])
+        kind = "file_pairs" if "text" in source else "make_pairs"
+        answer = self.queue.request(kind, {"model": model, "bos": bos, **source}, PATIENCE)
+        task = "pairs:" + interp.keep_task(self.store, answer["task"])
+        self._remember((model, task), answer)
+        return task
+
+    def measure(self, method: str, fields: Mapping[str, Any], model: str, task: str) -> Any:
+        """A short method, measured now, as a result that is not kept."""
+        self.check_model(model)
+        return self.queue.measure(method, fields, model=model, task=self.task_json(task),
+                                  timeout=PATIENCE)
+
+    def estimate(self, method: str, fields: Mapping[str, Any], model: str | None,
+                 task: str | None) -> dict[str, Any]:
+        """What a run will cost, as far as its method knows."""
+        if not model:
+            return {}
+        self.check_model(model)
+        return self.queue.request("estimate", {
+            "method": method, "fields": dict(fields), "model": model,
+            "task": self.task_json(task)}, PATIENCE)
+
+    def head_effects(self, model: str, task: str, layer: int, head: int,
+                     ) -> list[tuple[str, str, float]]:
+        """What patching this head did in the stored runs of this model and task."""
+        out = []
+        for row in self.store.list(model=model, limit=60):
+            if row.damaged or row.fields.get("site") not in ("z", "q", "k", "v"):
+                continue
+            result = self.result(row.id)
+            effect = result.data.get("effect")
+            heads = {"head", "kv_head"} & set(effect.dims) if effect is not None else set()
+            if self.task_of(result.spec) != task or not heads or "layer" not in effect.dims:
+                continue
+            axis = heads.pop()
+            if layer < effect.sizes["layer"] and head < effect.sizes[axis]:
+                cells = effect.isel({"layer": layer, axis: head})
+                out.append((row.id, f"{row.fields['site']}, {row.fields.get('direction', '')}",
+                            float(cells.max() if cells.ndim else cells)))
+        return out[:6]
+
+    # -- life --------------------------------------------------------------------------------
+
+    def start_worker(self) -> None:
+        """Start a worker for this store, or find the one that is there."""
+        self.worker = interp.start_worker(self.store, roots=self.roots)
+
+    def welcome(self) -> None:
+        """Queue the first page's grid where the store has none."""
+        if not self.store.list(method=WELCOME["method"], limit=1):
+            self.first = self.queue.submit({**WELCOME, "title": "Your first grid"})
+
+    def stop(self) -> None:
+        """Let the worker go with the workbench."""
+        if self.worker is not None:
+            self.worker.stop()

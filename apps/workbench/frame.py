@@ -33,7 +33,7 @@ from apps.workbench.panels import (
     trust_panel,
     trust_pill,
 )
-from apps.workbench.tell import link, notice, tell
+from apps.workbench.tell import link, notice, query_of, tell
 from apps.workbench.views import View
 from interp import figures
 
@@ -120,8 +120,8 @@ def figure_panel(result: Any, run: str, view: View) -> html.Div:
     var = view.var if view.var in names else names[0]
     return html.Div(
         [
-            html.Div([choose_var(result.data, names, var, run), *choose_axes(result.data, run,
-                                                                             view)],
+            html.Div([choose_var(result.data, names, var, run),
+                      *choose_axes(result.data, run, view, var)],
                      className="row", style={"alignItems": "flex-end", "marginBottom": "8px"}),
             graph(part("graph", run), draw(result, var, dict(view.place), dark_now())),
         ],
@@ -135,16 +135,17 @@ def choose_var(data: Any, names: list[str], var: str, run: str) -> dmc.Select:
                       allowDeselect=False, size="xs")
 
 
-def choose_axes(data: Any, run: str, view: View) -> list[Any]:
-    """One picker for each axis that is not drawn."""
+def choose_axes(data: Any, run: str, view: View, var: str) -> list[Any]:
+    """One picker for each axis that is not drawn; those of other arrays wait unseen."""
     out = []
+    used = figures.plan_of(data[var]).selectors
     for axis, entries in figures.selectors_of(data).items():
         words = [{"value": str(i), "label": entry(axis, e)}
                  for i, e in enumerate(entries)]
         out.append(dmc.Select(
             label=axis.replace("_", " "), data=words, value=str(view.place.get(axis, 0)),
             id=part("pick", run, axis=axis), w=150, allowDeselect=False, searchable=len(words) > 12,
-            size="xs"))
+            size="xs", style={} if axis in used else {"display": "none"}))
     return out
 
 
@@ -179,15 +180,9 @@ def draw(result: Any, var: str, place: Mapping[str, Any], dark: bool) -> Any:
     entries = figures.selectors_of(result.data)
     picked = {a: entries[a][int(i)] for a, i in place.items()
               if a in entries and str(i).isdigit() and int(i) < len(entries[a])}
-    made = figures.figures_of(result.data, tokens=result.tokens, stamp=stamp(result),
+    made = figures.figures_of(result.data, tokens=result.tokens, stamp=result.stamp,
                               selection=picked, only=var, dark=dark)
     return made[var].update_layout(paper_bgcolor="rgba(0,0,0,0)", plot_bgcolor="rgba(0,0,0,0)")
-
-
-def stamp(result: Any) -> str:
-    """The line of provenance under a picture."""
-    return figures.stamp_of(result.spec, result.data.attrs, result.provenance,
-                            getattr(result, "run_id", None))
 
 
 # -- callbacks ------------------------------------------------------------------------------
@@ -195,6 +190,7 @@ def stamp(result: Any) -> str:
 
 @callback(
     Output(part("graph", MATCH), "figure"), Output(part("query", MATCH), "data"),
+    Output(part("pick", MATCH, axis=ALL), "style"),
     Input(part("var", MATCH), "value"), Input(part("pick", MATCH, axis=ALL), "value"),
     Input(part("tabs", MATCH), "value"), Input("scheme", "data"),
     State(part("pick", MATCH, axis=ALL), "id"), State(part("tabs", MATCH), "id"),
@@ -205,7 +201,9 @@ def redraw(var: str, picks: list[str], tab: str, scheme: str, axes: list[Any], o
     place = {a["axis"]: int(p) for a, p in zip(axes, picks, strict=True) if str(p).isdigit()}
     result = bench().result(own["run"])
     query = View(var, tab, {k: v for k, v in place.items() if v}).query()
-    return draw(result, var, place, scheme == "dark"), link("", **query)[len(link("")):]
+    used = figures.plan_of(result.data[var]).selectors
+    shown = [{} if a["axis"] in used else {"display": "none"} for a in axes]
+    return draw(result, var, place, scheme == "dark"), query_of(**query), shown
 
 
 @callback(
@@ -223,7 +221,7 @@ def fill_table(tab: str, var: str, own: Any) -> Any:
 
 
 clientside_callback(
-    ClientsideFunction("workbench", "remember"),
+    ClientsideFunction("workbench", "rememberView"),
     Output(part("kept", MATCH), "children"), Input(part("query", MATCH), "data"),
     prevent_initial_call=True,
 )

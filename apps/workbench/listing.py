@@ -26,6 +26,17 @@ def when(seconds: float | None) -> str:
     return time.strftime("%Y-%m-%d %H:%M", time.localtime(float(seconds)))
 
 
+def size(n: Any) -> str:
+    """Bytes for a person."""
+    if not n:
+        return ""
+    for unit in ("B", "kB", "MB", "GB"):
+        if n < 1000 or unit == "GB":
+            return f"{n:.0f} {unit}" if unit == "B" else f"{n:.1f} {unit}"
+        n /= 1000
+    return ""
+
+
 def knobs(fields: dict[str, Any]) -> str:
     """The knobs of a spec in one line."""
     return ", ".join(f"{k} {v}" for k, v in fields.items() if v not in (None, [], {}, ""))

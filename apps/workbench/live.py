@@ -128,10 +128,11 @@ def follow(_beats: Any, own: dict[str, str]) -> Any:
 def partial_figure(job_id: str) -> Any:
     """The grid as far as it is finished, or no change."""
     found = bench().partial(job_id)
-    names = figures.drawn_names(found.data) if found is not None else []
+    names = figures.drawn_names(found) if found is not None else []
     if not names:
         return no_update
-    made = figures.figures_of(found.data, tokens=found.tokens, only=names[0], dark=dark_now())
+    tokens = bench().known_tokens((bench().job(job_id) or {}).get("job") or {})
+    made = figures.figures_of(found, tokens=tokens, only=names[0], dark=dark_now())
     return made[names[0]].update_layout(paper_bgcolor="rgba(0,0,0,0)",
                                         plot_bgcolor="rgba(0,0,0,0)")
 

@@ -164,15 +164,25 @@ def tidy(value: Any) -> Any:
     return value
 
 
+GRID_THEME = {"function": """themeQuartz.withParams({
+  backgroundColor: 'var(--card)', foregroundColor: 'var(--ink)', borderColor: 'var(--line)',
+  headerBackgroundColor: 'var(--sunk)', headerTextColor: 'var(--ink-2)', fontSize: 13,
+  fontFamily: 'var(--font)', accentColor: 'var(--accent)', rowHoverColor: 'var(--accent-soft)',
+  selectedRowBackgroundColor: 'var(--accent-soft)', oddRowBackgroundColor: 'var(--card)',
+  browserColorScheme: 'inherit', rowHeight: 34, headerHeight: 36, wrapperBorderRadius: 6,
+  menuBackgroundColor: 'var(--card)', inputBackgroundColor: 'var(--card)',
+  inputTextColor: 'var(--ink)', checkboxUncheckedBackgroundColor: 'var(--card)'})"""}
+"""AG Grid's theme in the page's own colours; parsed by the component, never evaluated."""
+
+
 def rows_grid(rows: list[dict[str, Any]], columns: list[dict[str, Any]], **more: Any) -> Any:
     """An AG Grid in the page's looks; cells are plain text."""
-    options = {"pagination": len(rows) > 50, "paginationPageSize": 50, "theme": "legacy",
+    options = {"pagination": len(rows) > 50, "paginationPageSize": 50, "theme": GRID_THEME,
                "paginationPageSizeSelector": False, "ensureDomOrder": True,
                "suppressColumnVirtualisation": True, **more.pop("options", {})}
-    height = f"{min(480, 92 + 32 * max(len(rows), 3))}px"
+    height = f"{min(520, 60 + 34 * max(len(rows), 3) + (46 if len(rows) > 50 else 0))}px"
     return dag.AgGrid(
         rowData=rows, columnDefs=columns, columnSize="responsiveSizeToFit",
         defaultColDef={"filter": True, "sortable": True, "resizable": True},
-        dashGridOptions={"rowHeight": 32, "headerHeight": 34, **options},
-        className="ag-theme-quartz", style={"height": height, "width": "100%"}, **more,
+        dashGridOptions=options, className="", style={"height": height, "width": "100%"}, **more,
     )

@@ -9,6 +9,7 @@ import dash_mantine_components as dmc
 from dash import ClientsideFunction, Input, Output, callback, clientside_callback, dcc, html
 
 from apps.workbench.bench import bench
+from apps.workbench.frame import dark_now
 from apps.workbench.tell import link
 
 PLACES = (
@@ -43,8 +44,10 @@ def rail(prefix: str) -> html.Nav:
             html.Div(
                 [
                     html.Span(id="worker", className="worker", role="status"),
-                    html.Button("Theme", id="theme", className="button quiet",
-                                title="Light or dark", **{"aria-label": "Switch light or dark"}),
+                    dmc.ColorSchemeToggle(
+                        lightIcon=html.Span("☀"), darkIcon=html.Span("☾"), variant="subtle",
+                        color="gray", size="md", id="theme",
+                        **{"aria-label": "Switch between light and dark"}),
                 ],
                 className="foot",
             ),
@@ -73,6 +76,7 @@ def shell(prefix: str) -> Any:
             html.Div(id="notices", className="notices"),
             html.Div(id="announce", className="sr-only", **{"aria-live": "polite"}),
             html.Div(id="here", hidden=True),
+            dcc.Store(id="scheme", data="dark" if dark_now() else "light"),
             dcc.Interval(id="pulse", interval=5000),
         ],
         theme=THEME, defaultColorScheme="auto",

@@ -7,8 +7,9 @@ import secrets
 from collections.abc import Callable
 from functools import wraps
 from typing import Any
+from urllib.parse import urlencode
 
-from dash import dcc, html
+from dash import dcc, get_relative_path, html
 
 import interp
 
@@ -77,11 +78,12 @@ def shown(layout: Callable[..., Any]) -> Callable[..., Any]:
     return safe
 
 
+def query_of(**query: Any) -> str:
+    """``?a=1&b=2`` without the empty values; the empty text where none is left."""
+    kept = {k: v for k, v in query.items() if v is not None and v != ""}
+    return f"?{urlencode(kept)}" if kept else ""
+
+
 def link(path: str, **query: Any) -> str:
     """A path inside the workbench, under its prefix, with the query's empty values left out."""
-    from urllib.parse import urlencode
-
-    from dash import get_relative_path
-
-    kept = {k: v for k, v in query.items() if v is not None and v != ""}
-    return get_relative_path(path) + (f"?{urlencode(kept)}" if kept else "")
+    return get_relative_path(path) + query_of(**query)

@@ -6,6 +6,7 @@ the worker published, so a method that is added needs no line here.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import dash_mantine_components as dmc
@@ -27,8 +28,9 @@ from apps.workbench import cell  # noqa: F401  (its callbacks open the drawer)
 from apps.workbench.bench import bench
 from apps.workbench.choose import direction_sentence, machine_picker, model_picker
 from apps.workbench.controls import control_id, form_of, typed
+from apps.workbench.listing import size
 from apps.workbench.live import live
-from apps.workbench.tell import empty, link, notice, tell
+from apps.workbench.tell import empty, link, notice, query_of, tell
 from interp import forms
 
 
@@ -139,13 +141,28 @@ def foresee(model: str, task: str, values: Any, flags: Any, ids: Any, own: Any) 
 
 def estimate_line(found: dict[str, Any]) -> Any:
     """Cells, memory and time in one line, or why the run is refused."""
-    if not found:
-        return None
+    if not found.get("known"):
+        return html.P("This method does not know its cost beforehand; it can be cancelled at any "
+                      "time.", className="faint")
     if found.get("refused"):
         return notice(str(found["refused"]), kind="bad", remedy=str(found.get("remedy") or ""))
-    names = {"cells": "cells", "prompts": "prompts", "memory": "memory", "time": "time"}
-    parts = [html.Div([html.B(str(found[k])), html.Span(names[k])]) for k in names if found.get(k)]
-    return html.Div(parts, className="figures", **{"aria-label": "estimate"})
+    parts = [html.Div([html.B(words(found[key])), html.Span(name)])
+             for key, name, words in COSTS if found.get(key) is not None]
+    return html.Div(parts, className="figures", role="group", **{"aria-label": "estimate"})
+
+
+def seconds(value: float) -> str:
+    """A time for a person."""
+    if value < 1:
+        return "< 1 s"
+    return f"{value:.0f} s" if value < 100 else f"{value / 60:.0f} min"
+
+
+COSTS: tuple[tuple[str, str, Callable[[Any], str]], ...] = (
+    ("cells", "cells", lambda v: f"{v:,.0f}"), ("prompts", "pairs", lambda v: f"{v:,.0f}"),
+    ("rows", "patched runs", lambda v: f"{v:,.0f}"), ("memory_bytes", "memory", size),
+    ("seconds", "time", seconds),
+)
 
 
 @callback(
@@ -172,7 +189,7 @@ def start(clicks: Any, model: str, task: str, backend: str, dtype: str, device: 
         job = bench().submit(method, read.values, model, task, machine_of(backend, dtype, device))
     except Exception as error:  # told where the person looks
         return no_update, tell(error), no_update, no_update
-    query = link("", model=model, task=task, job=job)[len(link("")):]
+    query = query_of(model=model, task=task, job=job)
     return live(job), None, no_update, query
 
 

@@ -58,6 +58,13 @@
       }
       return "";
     },
+    /* As remember, for a result under its own link only. */
+    rememberView: function (query) {
+      if (/\/run\/[0-9a-f]+\/?$/.test(window.location.pathname)) {
+        window.dash_clientside.workbench.remember(query);
+      }
+      return "";
+    },
   };
 
   /* ---- the keyboard layer ------------------------------------------------------------------ */

@@ -11,7 +11,7 @@ from dash import Input, Output, State, callback, dcc, html, no_update
 
 from apps.workbench.bench import bench
 from apps.workbench.choose import BACKENDS, DTYPES
-from apps.workbench.listing import run_lines
+from apps.workbench.listing import run_lines, size
 from apps.workbench.panels import check_line, facts_list
 from apps.workbench.tell import empty, link, notice, page, shown, tell
 
@@ -47,7 +47,7 @@ def layout(ref: str = "", backend: str = BACKENDS[0], dtype: str = DTYPES[0],
 
 def model_card(row: dict[str, Any], current: bool) -> Any:
     """One model in a few words."""
-    facts = " · ".join(str(x) for x in (row.get("architecture"), size_of(row.get("size_bytes")))
+    facts = " · ".join(str(x) for x in (row.get("architecture"), size(row.get("size_bytes")))
                        if x)
     return dcc.Link(
         [html.H3(row.get("title") or row["ref"]), html.P(row.get("question") or "",
@@ -57,17 +57,6 @@ def model_card(row: dict[str, Any], current: bool) -> Any:
         href=link("/models", ref=row["ref"]), className="card",
         **({"aria-current": "true"} if current else {}),
     )
-
-
-def size_of(n: Any) -> str:
-    """Bytes for a person."""
-    if not n:
-        return ""
-    for unit in ("B", "kB", "MB", "GB"):
-        if n < 1000 or unit == "GB":
-            return f"{n:.0f} {unit}" if unit == "B" else f"{n:.1f} {unit}"
-        n /= 1000
-    return ""
 
 
 @callback(Output("models-one", "children"), Input("models-ref", "data"))
