@@ -1,7 +1,7 @@
 """Tasks: the only room with sentences a model reads. One family a file, one registry."""
 
 from interp.tasks.families import Knob, TaskFamily
-from interp.tasks.files import task_from_file
+from interp.tasks.files import FILE_OPTIONS, task_from_file
 from interp.tasks.registry import TASKS, load_task
 
-__all__ = ["TASKS", "Knob", "TaskFamily", "load_task", "task_from_file"]
+__all__ = ["FILE_OPTIONS", "TASKS", "Knob", "TaskFamily", "load_task", "task_from_file"]

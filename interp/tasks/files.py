@@ -33,6 +33,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from interp.tasks.families import Knob
 from interp.tasks.rows import ID_COLUMNS, joined, pair_of
 from interp.terms import PromptPairs, TaskError, TaskRef, TooLargeError, UsageError, near_misses
 from interp.terms import unknown_name as unknown
@@ -50,6 +51,25 @@ COLUMNS: dict[str, tuple[str, ...]] = {
     "template": ("template",),
 }
 FORMS = ("auto", "jsonl", "csv")
+FILE_OPTIONS: dict[str, Knob] = {
+    "form": Knob(str, "auto", FORMS, "how the file is written; auto sees by its content"),
+    **{
+        name: Knob(str, None, (), f"column with {what}; by default the first of "
+                   f"{', '.join(COLUMNS[name])}")
+        for name, what in (
+            ("clean", "the clean prompts"), ("corrupt", "the corrupt prompts"),
+            ("right", "the right answers"), ("wrong", "the wrong answers"),
+            ("template", "the template of each row, the unit of the bootstrap"),
+        )
+    },
+    "answer_form": Knob(str, "set", ("set", "span"), "set: each answer is one token; span: an "
+                        "answer is several tokens in a row"),
+    "bos": Knob(bool, None, (), "start prompts with the beginning-of-sequence token; by default "
+                "as the model does"),
+    "skip_bad": Knob(bool, False, (), "leave out the rows that cannot be used"),
+    "n": Knob(int, None, (1, MOST_LINES), "use the first rows only"),
+}
+"""Options of ``task_from_file``, described for a form."""
 
 
 @dataclass(frozen=True)
@@ -112,14 +132,20 @@ def task_from_file(
     columns = _columns(path, lines, named)
     _check_vocabulary(path, lines, columns, model)
     task = _pairs(path, lines, columns, model, answer_form, bos, skip_bad)
-    options = {k: v for k, v in named.items() if v is not None} | {
-        k: v for k, v, default in (
-            ("form", form, "auto"), ("answer_form", answer_form, "set"), ("bos", bos, None),
-            ("skip_bad", skip_bad, False), ("n", n, None),
-        ) if v != default
-    }
-    options = {k: str(v).lower() if isinstance(v, bool) else v for k, v in options.items()}
-    return replace(task, ref=str(TaskRef(str(path), options)))
+    return replace(task, ref=_ref(path, {
+        **named, "form": form, "answer_form": answer_form, "bos": bos, "skip_bad": skip_bad, "n": n,
+    }))
+
+
+def _ref(path: Path, options: dict[str, Any]) -> str | None:
+    """The text that reads this file again, or None where a comma or sign in a name forbids one."""
+    said = {k: v for k, v in options.items() if v != FILE_OPTIONS[k].default}
+    shown = {k: str(v).lower() if isinstance(v, bool) else v for k, v in said.items()}
+    ref = str(TaskRef(str(path), shown))
+    try:
+        return ref if TaskRef.parse(ref) == TaskRef(str(path), said) else None
+    except UsageError:
+        return None
 
 
 def _text(path: Path) -> str:

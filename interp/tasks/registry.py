@@ -10,7 +10,7 @@ from interp.tasks.addition import ADDITION
 from interp.tasks.agreement import AGREEMENT
 from interp.tasks.brackets import BRACKET
 from interp.tasks.families import TaskFamily
-from interp.tasks.files import task_from_file
+from interp.tasks.files import FILE_OPTIONS, task_from_file
 from interp.tasks.greater_than import GREATER_THAN
 from interp.tasks.ioi import IOI
 from interp.tasks.pronouns import PRONOUN
@@ -51,8 +51,21 @@ def load_task(ref: str | TaskRef | os.PathLike[str], model: HookedModel, **knobs
     if key in TASKS:
         return TASKS[key].load(model, **values)
     if _is_path(ref.name):
-        return task_from_file(ref.name, model, **values)
+        return task_from_file(ref.name, model, **_options(values))
     raise unknown_name("task", ref.name, TASKS)
+
+
+def _options(values: dict[str, Any]) -> dict[str, Any]:
+    """Options of a file, checked; a column's name may look like a number."""
+    out = {}
+    for name, value in values.items():
+        if name not in FILE_OPTIONS:
+            raise unknown_name("option of a file called", name, FILE_OPTIONS)
+        knob = FILE_OPTIONS[name]
+        if knob.type is str and type(value) in (int, float):
+            value = str(value)
+        out[name] = None if value is None else knob.read(name, value)
+    return out
 
 
 def _is_path(name: str) -> bool:

@@ -1,0 +1,53 @@
+"""What tasks need of a model, without a model: a tokenizer and sizes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+from interp.terms import ModelShape
+from interp.training.vocabulary import Words
+
+
+class Gpt2Words:
+    """OpenAI's byte-pair tokenizer, from its own two files."""
+
+    default_bos = True
+    bos_id = 50256
+
+    def __init__(self, folder: Path) -> None:
+        from tokenizers import ByteLevelBPETokenizer
+
+        self.bpe = ByteLevelBPETokenizer(
+            str(folder / "encoder.json"), str(folder / "vocab.bpe"))
+
+    def encode(self, text: str, *, bos: bool | None = None) -> list[int]:
+        return ([self.bos_id] if bos is None or bos else []) + self.bpe.encode(text).ids
+
+    def decode(self, ids: Any) -> str:
+        return self.bpe.decode([int(i) for i in ids])
+
+    def texts(self, ids: Any) -> list[str]:
+        return [self.bpe.decode([int(i)]) for i in ids]
+
+
+def reader(tokenizer: Any, vocab: int, n_ctx: int = 64) -> Any:
+    shape = ModelShape(2, 2, 2, 8, 4, 32, vocab, n_ctx)
+    return SimpleNamespace(tokenizer=tokenizer, shape=shape)
+
+
+def word_reader() -> Any:
+    """A model of the grammar's words."""
+    words = Words()
+    return reader(words, len(words.words))
+
+
+def digit_reader(n_ctx: int = 6) -> Any:
+    """A model without a tokenizer whose ids are digits."""
+    return reader(None, 10, n_ctx)
+
+
+def gpt2_reader(data: Path) -> Any:
+    """A model with GPT-2's tokenizer."""
+    return reader(Gpt2Words(data / "gpt2_tokenizer"), 50257, 1024)
