@@ -357,11 +357,13 @@ def runs_delete(
 def runs_tag(
     run_id: Annotated[str, typer.Argument(metavar="RUN")],
     tags: Annotated[list[str] | None, typer.Argument(metavar="TAG...")] = None,
+    remove: Annotated[list[str] | None, typer.Option(
+        metavar="TAG", help="Take this tag away; may be repeated.")] = None,
     store: StoreAt = None,
     as_json: Json = False,
 ) -> int:
-    """Set the tags of a run (none given: take them away)."""
-    return stored.label(run_id, store, Voice(as_json), tags=tuple(tags or ()))
+    """Add tags to a run."""
+    return stored.label(run_id, store, Voice(as_json), tags=tags or (), remove=remove or ())
 
 
 @runs_app.command("note")

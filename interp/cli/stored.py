@@ -157,13 +157,13 @@ def delete(run_ids: Sequence[str], yes: bool, store: Path | None, voice: Voice) 
     return DONE
 
 
-def label(run_id: str, store: Path | None, voice: Voice, *, tags: Sequence[str] | None = None,
-          note: str | None = None) -> int:
+def label(run_id: str, store: Path | None, voice: Voice, *, tags: Sequence[str] = (),
+          remove: Sequence[str] = (), note: str | None = None) -> int:
     """Set tags or a note."""
     kept = opened(store)
     full = kept.resolve(run_id)
-    if tags is not None:
-        kept.tag(full, tags)
+    if tags or remove:
+        kept.tag(full, *tags, remove=remove)
     if note is not None:
         kept.note(full, note)
     row = kept.row(full)

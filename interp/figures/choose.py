@@ -73,6 +73,18 @@ def drawn_names(data: xr.Dataset) -> list[str]:
     return out
 
 
+def noise_floor(data: xr.Dataset, name: str) -> float:
+    """The noise floor of an array, 0 where none is known.
+
+    An array says it itself (``noise_floor``), or its dataset does: ``noise_floor_NAME``, and
+    ``noise_floor`` for raw changes of the metric (``…_raw``).
+    """
+    found = data[name].attrs.get("noise_floor", data.attrs.get(f"noise_floor_{name}"))
+    if found is None and name.endswith("_raw"):
+        found = data.attrs.get("noise_floor")
+    return float(found) if found is not None and math.isfinite(float(found)) else 0.0
+
+
 def plan_of(array: xr.DataArray) -> Plan:
     """Choose the figure for an array by the kinds of its axes."""
     dims = [str(d) for d in array.dims]

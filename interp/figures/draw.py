@@ -18,6 +18,7 @@ from interp.figures.choose import (
     kind_of,
     labels_of,
     narrow,
+    noise_floor,
     plan_of,
     spoken_labels,
 )
@@ -168,8 +169,7 @@ def _cells(view: View, name: str, array: xr.DataArray, y: Any, x: Any,
 
 
 def _floor(view: View, name: str) -> float:
-    own = view.data[name].attrs.get("noise_floor")
-    return float(own) if own is not None and np.isfinite(float(own)) else 0.0
+    return noise_floor(view.data, name)
 
 
 def _limit(view: View, name: str, cells: grids.Cells) -> None:
@@ -334,7 +334,7 @@ def _frame(figure: go.Figure, view: View, name: str, plan: Plan, picked: dict[st
     long_name, units, _ = _attrs(array, name)
     chosen = [f"{entry_name(a, v)} of {array.sizes[a]}" if a in ONE_BASED else entry_name(a, v)
               for a, v in picked.items()]
-    why = str(array.attrs.get("undefined", ""))
+    why = str(array.attrs.get("undefined") or view.data.attrs.get("undefined_reason") or "")
     notes = [n for n in notes if n]
     if why and any("hatched" in n for n in notes):
         notes.append(why)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from interp.figures.axes import axis_of, title_of
-from interp.figures.choose import drawn_names, narrow
+from interp.figures.choose import drawn_names, narrow, noise_floor
 from interp.figures.text import glyphs
 
 if TYPE_CHECKING:
@@ -64,7 +64,7 @@ def table_of(
     order = order[:limit]
     error = _like(data, f"{name}_se", array, picked)
     inert = _like(data, "inert", array, picked)
-    floor = float(array.attrs.get("noise_floor") or 0)
+    floor = noise_floor(data, name)
     answers = (tokens or {}).get("answers") or {} if array.attrs.get("token_ids") else None
     rows = []
     for k in order:
