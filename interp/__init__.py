@@ -25,6 +25,7 @@ PAGE: dict[str, str] = {
     "run": "interp.run", "report": "interp.report", "result_report": "interp.report",
     "Result": "interp.results", "load_result": "interp.results",
     "Store": "interp.store", "compare": "interp.store",
+    "keep_task": "interp.store", "kept_task": "interp.store",
     "Queue": "interp.jobs", "start_worker": "interp.jobs",
     "figures_of": "interp.figures", "token_axis": "interp.figures",
     "fields_of": "interp.forms", "parse_values": "interp.forms",
@@ -62,6 +63,8 @@ if TYPE_CHECKING:
     from interp.run import run as run
     from interp.store import Store as Store
     from interp.store import compare as compare
+    from interp.store import keep_task as keep_task
+    from interp.store import kept_task as kept_task
     from interp.tasks import TASKS as TASKS
     from interp.tasks import load_task as load_task
     from interp.tasks import task_from_file as task_from_file

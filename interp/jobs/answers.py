@@ -14,6 +14,7 @@ from interp.jobs.asking import allowed_model, allowed_task, job_of
 from interp.jobs.catalogue import describe_in, publish
 from interp.jobs.context import JobContext
 from interp.jobs.table import Ask, now
+from interp.jobs.uploads import pairs_of_text
 from interp.run import LocalContext, facts_of_tensors, method_of, run, task_of, tokens_of
 from interp.store import canonical, dataset_to_json
 from interp.terms import InterpError, PromptPairs, UsageError, task_to_json, unknown_name
@@ -166,6 +167,12 @@ def _pairs(model: HookedModel, payload: Mapping[str, Any]) -> PromptPairs:
         **more)
 
 
+def file_pairs(desk: Desk, payload: Mapping[str, Any]) -> dict[str, Any]:
+    """``{model, text, name, form, answer_form, bos, skip_bad, …}`` -> task: an uploaded table."""
+    model = desk.model(payload)
+    return _task_json(pairs_of_text(model, payload), model)
+
+
 def check_pair(desk: Desk, payload: Mapping[str, Any]) -> dict[str, Any]:
     """As ``make_pairs``, and ``result``: what the method PairCheck says of it."""
     model = desk.model(payload)
@@ -223,7 +230,8 @@ def ping(desk: Desk, payload: Mapping[str, Any]) -> dict[str, Any]:
 
 ANSWERS: dict[str, Callable[[Desk, Mapping[str, Any]], dict[str, Any]]] = {
     "run_method": run_method, "describe_model": describe_model, "doctor": doctor,
-    "load_task": load_task, "make_pairs": make_pairs, "check_pair": check_pair,
+    "load_task": load_task, "make_pairs": make_pairs, "file_pairs": file_pairs,
+    "check_pair": check_pair,
     "tokenize": tokenize, "decode": decode, "estimate": estimate, "refresh": refresh,
     "ping": ping,
 }
