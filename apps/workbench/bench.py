@@ -6,6 +6,7 @@ One object a process, reached by ``bench()`` inside a request. It holds the stor
 
 from __future__ import annotations
 
+import logging
 import re
 import threading
 from collections import OrderedDict
@@ -17,6 +18,7 @@ from flask import current_app
 
 import interp
 
+LOG = logging.getLogger("interp.workbench")
 WELCOME = {"method": "activation_patching", "fields": {}, "model": "zoo:ioi", "task": "ioi:n=32"}
 """What the first page shows: computed by this installation's own worker at the first start."""
 
@@ -142,6 +144,10 @@ class Bench:
     def resume(self, job_id: str) -> None:
         """Let a job go on."""
         self.queue.resume(job_id)
+
+    def kill(self, job_id: str) -> None:
+        """Stop a job that does not answer; its worker is started again."""
+        self.queue.kill(job_id)
 
     def submit(self, method: str, fields: Mapping[str, Any], model: str, task: str | None,
                machine: Mapping[str, Any] | None = None) -> str:
@@ -340,6 +346,14 @@ class Bench:
         """Queue the first page's grid where the store has none."""
         if not self.store.list(method=WELCOME["method"], limit=1):
             self.first = self.queue.submit({**WELCOME, "title": "Your first grid"})
+            threading.Thread(target=self._greet, name="greet", daemon=True).start()
+
+    def _greet(self) -> None:
+        """Ask for the first task's tokens, so that the first grid fills with words on its axis."""
+        try:
+            self.pairs(WELCOME["model"], WELCOME["task"])
+        except interp.InterpError as error:
+            LOG.info("the first task's tokens are not there yet: %s", error)
 
     def stop(self) -> None:
         """Let the worker go with the workbench."""

@@ -27,7 +27,8 @@ def form_of(form: str, fields: Iterable[Any], values: Mapping[str, Any] | None =
         values: field -> value to start from; the defaults where nothing is given.
         errors: field -> sentence, shown under its control.
     """
-    fields = list(fields)
+    fields = sorted(fields, key=lambda f: forms.LEADING.index(f.name)
+                    if f.name in forms.LEADING else len(forms.LEADING))
     values, errors = values or {}, errors or {}
     first = [control(form, f, values, errors) for f in fields if not f.advanced]
     more = [control(form, f, values, errors) for f in fields if f.advanced]

@@ -46,6 +46,8 @@ def live(job_id: str, *, heading: str = "") -> html.Div:
         [
             html.Button("Cancel", id=piece("cancel", job_id), className="button", hidden=over),
             html.Button("Resume", id=piece("resume", job_id), className="button", hidden=True),
+            html.Button("Stop the worker and mark this interrupted", id=piece("kill", job_id),
+                        className="button", hidden=True),
         ],
         className="row",
     )
@@ -81,6 +83,8 @@ def status(row: dict[str, Any]) -> html.Div:
         words.append(left)
     if row.get("message") and state in ("running", "queued"):
         words.append(str(row["message"]))
+    if row.get("stalled"):
+        words.append(f"no progress for {row['still_s']:.0f} s")
     bar = html.Div(html.Div(style={"width": f"{share:.1f}%"}), className="track",
                    role="progressbar", **{"aria-valuenow": f"{share:.0f}", "aria-valuemin": "0",
                                           "aria-valuemax": "100", "aria-label": "progress"})
@@ -108,21 +112,21 @@ def remaining(row: dict[str, Any], share: float) -> str:
     Output(piece("beat", MATCH), "disabled"), Output(piece("figure", MATCH), "figure"),
     Output(piece("box", MATCH), "hidden"), Output(piece("result", MATCH), "children"),
     Output(piece("waiting", MATCH), "hidden"), Output(piece("cancel", MATCH), "hidden"),
-    Output(piece("resume", MATCH), "hidden"),
+    Output(piece("resume", MATCH), "hidden"), Output(piece("kill", MATCH), "hidden"),
     Input(piece("beat", MATCH), "n_intervals"), State(piece("beat", MATCH), "id"),
 )
 def follow(_beats: Any, own: dict[str, str]) -> Any:
     """One look at the job: its progress, what is drawn of it so far, its result at the end."""
     row = bench().job(own["job"])
     if row is None:
-        return (no_update,) * 3 + (True,) + (no_update,) * 6
+        return (no_update,) * 3 + (True,) + (no_update,) * 7
     state = row["state"]
     over, done = state in SETTLED, state == "done"
     figure = no_update if done else partial_figure(own["job"])
     result = finished(row) if done else no_update
     return (status(row), WORDS.get(state, state), f"pill {PILLS.get(state, '')}", over, figure,
             no_update if figure is no_update else False, result, done, over,
-            state not in ("cancelled", "interrupted", "failed"))
+            state not in ("cancelled", "interrupted", "failed"), not row.get("stalled"))
 
 
 def partial_figure(job_id: str) -> Any:
@@ -149,15 +153,13 @@ def finished(row: dict[str, Any]) -> Any:
     Output(piece("status", MATCH), "children", allow_duplicate=True),
     Output(piece("beat", MATCH), "disabled", allow_duplicate=True),
     Input(piece("cancel", MATCH), "n_clicks"), Input(piece("resume", MATCH), "n_clicks"),
+    Input(piece("kill", MATCH), "n_clicks"),
     State(piece("beat", MATCH), "id"), prevent_initial_call=True,
 )
-def steer(_cancel: Any, _resume: Any, own: dict[str, str]) -> Any:
-    """Cancel or resume the job."""
-    asked = (ctx.triggered_id or {}).get("type")
+def steer(_cancel: Any, _resume: Any, _kill: Any, own: dict[str, str]) -> Any:
+    """Cancel, resume or kill the job."""
     if not any(t["value"] for t in ctx.triggered):
         return no_update, no_update
-    if asked == "live-cancel":
-        bench().cancel(own["job"])
-    else:
-        bench().resume(own["job"])
+    asked = str((ctx.triggered_id or {}).get("type")).removeprefix("live-")
+    {"cancel": bench().cancel, "resume": bench().resume, "kill": bench().kill}[asked](own["job"])
     return status(bench().job(own["job"]) or {"state": "queued"}), False

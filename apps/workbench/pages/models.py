@@ -17,6 +17,7 @@ from apps.workbench.tell import empty, link, notice, page, shown, tell
 
 dash.register_page(__name__, path="/models", title="Models · interp")
 
+RANDOM = "zoo:random-"
 HUB = re.compile(r"[A-Za-z0-9][\w.-]{0,95}(/[A-Za-z0-9][\w.-]{0,95})?(@[\w.-]{1,64})?")
 
 
@@ -25,7 +26,8 @@ def layout(ref: str = "", backend: str = BACKENDS[0], dtype: str = DTYPES[0],
            **_query: Any) -> Any:
     """The models that are here, and one of them opened."""
     rows = bench().models()
-    cards = [model_card(row, row["ref"] == ref) for row in rows]
+    cards = [model_card(row) for row in rows if not row["ref"].startswith(RANDOM)]
+    random = [model_card(row) for row in rows if row["ref"].startswith(RANDOM)]
     hub = html.Form([
         dmc.TextInput(label="From the hub", id="models-hub", placeholder="gpt2, EleutherAI/…",
                       description="an id, optionally @revision; it must be in the local cache "
@@ -38,6 +40,9 @@ def layout(ref: str = "", backend: str = BACKENDS[0], dtype: str = DTYPES[0],
         "given with --models.",
         html.Div(cards, className="cards") if cards else empty(
             "No model here", "Start the workbench with --models DIR to offer your own."),
+        html.Details([html.Summary(f"Random models for testing methods ({len(random)})"),
+                      html.Div(random, className="cards")], className="more",
+                     open=ref.startswith(RANDOM)),
         html.Div(hub, className="card"),
         html.Div(dmc.Skeleton(height=220), id="models-one", className="stack") if ref else None,
         dcc.Store(id="models-ref", data={"ref": ref, "backend": backend, "dtype": dtype}
@@ -45,17 +50,19 @@ def layout(ref: str = "", backend: str = BACKENDS[0], dtype: str = DTYPES[0],
     )
 
 
-def model_card(row: dict[str, Any], current: bool) -> Any:
+def model_card(row: dict[str, Any]) -> Any:
     """One model in a few words."""
     facts = " · ".join(str(x) for x in (row.get("architecture"), size(row.get("size_bytes")))
                        if x)
+    if not row.get("ok", True):
+        return html.Div([html.H3(row["title"]), notice(row.get("reason") or "It does not open.",
+                                                       kind="warn")], className="card")
     return dcc.Link(
         [html.H3(row.get("title") or row["ref"]), html.P(row.get("question") or "",
                                                          className="muted"),
          html.Div([html.Span(row["ref"], className="pill"), html.Span(facts, className="faint")],
                   className="row", style={"marginTop": "8px"})],
         href=link("/models", ref=row["ref"]), className="card",
-        **({"aria-current": "true"} if current else {}),
     )
 
 
@@ -99,7 +106,8 @@ def model_view(ref: str, found: dict[str, Any]) -> list[Any]:
         html.Div([html.Div([html.B(f"{v:,}" if isinstance(v, int) else str(v)), html.Span(k)])
                   for k, v in figures if v], className="figures"),
         facts_list({k: found[k] for k in ("id", "weight_hash", "backend", "dtype", "device",
-                                          "facts", "versions") if found.get(k)}),
+                                          "tokenizer", "default_bos") if k in found}),
+        story(bench().card(ref)),
     ], className="card stack")
     checks = [check_line(c) for c in bench().checks_of(found)]
     return [
@@ -113,6 +121,14 @@ def model_view(ref: str, found: dict[str, Any]) -> list[Any]:
                      className="card"),
         html.Section([html.H2("Last runs on it"), last_runs(ref)], className="stack"),
     ]
+
+
+def story(facts: dict[str, Any]) -> Any:
+    """A shipped model's card: what it learned from, how good it is, how it does it."""
+    if not facts:
+        return None
+    return html.Details([html.Summary("Card: data, accuracy, mechanism"), facts_list(facts)],
+                        className="more", open=True)
 
 
 def capabilities(found: dict[str, Any]) -> Any:
