@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from interp.store import canonical, replace_file
+from interp.store import canonical, replace_file, to_netcdf
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -96,13 +96,5 @@ def _finite(value: Any) -> Any:
 
 def write_netcdf(result: Result, path: Path) -> Path:
     """The arrays with their texts, readable by any netCDF tool."""
-    data = result.data.copy()
-    for variable in [data, *data.variables.values()]:
-        variable.attrs = {
-            k: (str(v) if isinstance(v, (dict, bool)) or v is None else v)
-            for k, v in variable.attrs.items()
-        }
-    data = data.assign({k: v.astype("i1") for k, v in data.data_vars.items()
-                        if v.dtype.kind == "b"})
-    replace_file(path, bytes(data.to_netcdf(None, engine="h5netcdf")))
+    replace_file(path, to_netcdf(result.data))
     return path

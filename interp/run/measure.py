@@ -101,7 +101,7 @@ def run(
         context.memory = limit
     try:
         opened = context.model(model) if isinstance(model, str) else _hooked(model)
-        live = ref is None and bool(getattr(opened, "live", False))
+        live = ref is None and str(opened.id).startswith("module:")
         job = Measurement(method, opened, task_of(task, opened), context, store, seed, ref, live)
         with interruptible(context):
             return job.result(fresh=fresh, resume=resume)

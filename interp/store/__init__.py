@@ -1,6 +1,6 @@
 """Floor 4: keep runs. Immutable folders, an index that can be made again, checked on opening."""
 
-from interp.store.arrays import dataset_from_json, dataset_to_json
+from interp.store.arrays import dataset_from_json, dataset_to_json, to_netcdf
 from interp.store.chunks import Chunks
 from interp.store.compare import ArrayDifference, Comparison, compare
 from interp.store.database import database, transaction
@@ -12,6 +12,6 @@ from interp.store.records import FORMAT, Record, read_run, spec_hash, verify_run
 __all__ = [
     "FORMAT", "ArrayDifference", "Chunks", "Comparison", "Record", "RunRow", "Store", "canonical",
     "compare", "database", "dataset_from_json", "dataset_to_json", "default_root", "keep_task",
-    "kept_task", "make_folder", "read_bytes", "read_run", "replace_file", "spec_hash",
+    "kept_task", "make_folder", "read_bytes", "read_run", "replace_file", "spec_hash", "to_netcdf",
     "transaction", "verify_run", "write_file", "write_run",
 ]

@@ -172,17 +172,42 @@ def _variable(name: str, opened: xr.Dataset, layout: Mapping[str, Any]) -> xr.Va
     attrs = layout["attrs"].get(name, {})
     if name in layout["arrays"]:
         entry = layout["arrays"][name]
-        values = opened.variables[name].values.astype(np.dtype(entry["dtype"]), copy=False)
+        dtype = np.dtype(entry["dtype"])
+        if dtype.kind not in "fiub":
+            raise DamagedError(f"The manifest gives {name!r} the type {dtype}; wanted numbers.")
+        values = opened.variables[name].values.astype(dtype, copy=False)
         return xr.Variable(entry["dims"], values, attrs)
     entry = layout["texts"][name]
     if math.prod(entry["shape"]) != len(entry["values"]):
         raise DamagedError(f"{name!r} has {len(entry['values'])} texts for {entry['shape']}.")
-    dtype = np.dtype(entry["dtype"]) if "dtype" in entry else object
+    dtype = np.dtype(entry["dtype"]) if "dtype" in entry else np.dtype(object)
     values = np.empty(len(entry["values"]), dtype=dtype)
     values[:] = entry["values"]
-    if dtype is object and len(values):
+    if dtype == object:
         values = values.astype(str)
     return xr.Variable(entry["dims"], values.reshape(entry["shape"]), attrs)
+
+
+def to_netcdf(data: xr.Dataset) -> bytes:
+    """One netCDF file that any tool reads: texts written out, attrs where netCDF can hold them."""
+    import xarray as xr
+
+    kept = {}
+    for name, variable in data.variables.items():
+        key = _name(name)
+        values = np.asarray(variable.values)
+        if values.dtype.kind in "UOTS":
+            shown = [t.replace("\x00", "\\0").encode("utf-8", "backslashreplace").decode()
+                     for t in _texts(key, values)]
+            values = np.array(shown, dtype=object).reshape(values.shape)
+        else:
+            values = _stored(key, values)
+        kept[key] = xr.Variable(variable.dims, values, _simple(variable.attrs))
+    coords = set(map(str, data.coords))
+    whole = xr.Dataset({k: v for k, v in kept.items() if k not in coords},
+                       coords={k: v for k, v in kept.items() if k in coords},
+                       attrs=_simple(data.attrs))
+    return bytes(whole.to_netcdf(None, engine="h5netcdf"))
 
 
 def dataset_to_json(data: xr.Dataset) -> dict[str, Any]:

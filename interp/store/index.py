@@ -28,7 +28,7 @@ from interp.store.records import (
     verify_run,
     write_run,
 )
-from interp.terms import DamagedError, UnsafeError, UsageError
+from interp.terms import DamagedError, DiskFullError, UnsafeError, UsageError
 
 CHUNKS_KEPT_S = 90 * 86400.0
 RUN_ID = re.compile(r"[0-9a-f]{32}")
@@ -118,8 +118,8 @@ class Store:
         """
         run_id = secrets.token_hex(16)
         write_run(self.runs / run_id, record)
-        with self._index() as db:
-            self._insert(db, run_id)
+        with contextlib.suppress(DiskFullError), self._index():
+            pass  # the run is whole; an index without room for it catches up when it is next used
         return run_id
 
     def delete(self, run_id: str) -> None:
@@ -332,7 +332,7 @@ class Store:
         }
 
     def _mark(self, run_id: str, reason: str) -> None:
-        with self._index() as db:
+        with contextlib.suppress(DiskFullError), self._index() as db:
             db.execute("UPDATE runs SET damaged=? WHERE id=?", (reason, run_id))
 
     def rebuild(self) -> list[RunRow]:

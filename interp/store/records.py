@@ -73,10 +73,6 @@ def spec_hash(spec: Mapping[str, Any]) -> str:
     return hashlib.sha256(canonical({**kept, "model": model, "task": task})).hexdigest()
 
 
-def _check_json(check: Check) -> dict[str, Any]:
-    return check.to_json()
-
-
 def _check_from(data: Mapping[str, Any]) -> Check:
     return Check.from_json({
         k: float(v) if k in ("value", "tolerance") and isinstance(v, str) else v
@@ -94,7 +90,7 @@ def _manifest(record: Record, layout: dict[str, Any], files: dict[str, bytes]) -
         "spec_hash": spec_hash(record.spec),
         "layout": layout,
         "provenance": record.provenance,
-        "checks": [_check_json(c) for c in record.checks],
+        "checks": [c.to_json() for c in record.checks],
         "tokens": record.tokens,
     }
     return canonical({**body, "sha256": hashlib.sha256(canonical(body)).hexdigest()})
@@ -212,7 +208,10 @@ def read_manifest(folder: str | Path) -> dict[str, Any]:
 def _checked(folder: Path, name: str, manifest: Mapping[str, Any], limit: int) -> bytes:
     image = read_bytes(folder / name, limit)
     found = hashlib.sha256(image).hexdigest()
-    expected = str((manifest.get("files") or {}).get(name, {}).get("sha256"))
+    try:
+        expected = str(manifest["files"][name]["sha256"])
+    except (KeyError, TypeError) as error:
+        raise DamagedError(f"The manifest of this run does not name {name}.") from error
     if found != expected:
         raise DamagedError(
             f"{name} of this run was cut or altered: its hash is {found[:16]}…, expected "
@@ -225,7 +224,10 @@ def read_spec(folder: str | Path, manifest: Mapping[str, Any] | None = None) -> 
     """The spec, checked against the manifest."""
     folder = Path(folder)
     manifest = read_manifest(folder) if manifest is None else manifest
-    return json.loads(_checked(folder, "spec.json", manifest, MAX_TEXT))
+    try:
+        return dict(json.loads(_checked(folder, "spec.json", manifest, MAX_TEXT)))
+    except (ValueError, TypeError, RecursionError) as error:
+        raise DamagedError("spec.json of this run is no JSON object.") from error
 
 
 def verify_run(folder: str | Path) -> dict[str, Any]:
@@ -256,14 +258,17 @@ def read_run(folder: str | Path) -> Record:
     manifest = read_manifest(folder)
     spec = read_spec(folder, manifest)
     image = _checked(folder, "data.nc", manifest, MAX_BYTES)
-    data = unpack(image, manifest["layout"])
-    return Record(
-        spec=spec,
-        data=data,
-        provenance=manifest["provenance"],
-        checks=[_check_from(c) for c in manifest["checks"]],
-        tokens=_tokens(manifest.get("tokens")),
-    )
+    try:
+        return Record(
+            spec=spec,
+            data=unpack(image, manifest["layout"]),
+            provenance=dict(manifest["provenance"]),
+            checks=[_check_from(c) for c in manifest["checks"]],
+            tokens=_tokens(manifest.get("tokens")),
+        )
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        raise DamagedError(f"manifest.json of this run lacks a part: {type(error).__name__} "
+                           f"{error}.") from error
 
 
 def _tokens(tokens: dict[str, Any] | None) -> dict[str, Any] | None:
