@@ -35,11 +35,13 @@ from interp.terms import Check, UsageError
 MOST_ROWS = 60
 """Rows of a table twin, largest first; the run's folder has all."""
 
+FIRST_FIGURES = 2
+"""Arrays of a run that are shown at once; the rest unfolds."""
+
 MOST_VARIANTS = 8
 """Entries of a selector that a reader can switch between without the app."""
 
 MOST_VARIANT_BYTES = 2_500_000
-MOST_PAGE_FIGURES = 400
 
 STATES = {"done": "done", "found": "done", "misfit": "does not fit", "failed": "failed",
           "missing": "not run"}
@@ -66,6 +68,7 @@ SCRIPT = """
   }, {rootMargin: "600px"});
   boxes.forEach(function (b) { watch.observe(b); });
   window.addEventListener("beforeprint", function () {
+    document.querySelectorAll("details.more").forEach(function (d) { d.open = true; });
     boxes.forEach(function (b) { if (!b.data) { draw(b); } });
   });
 })();
@@ -209,10 +212,12 @@ def _view(section: Section, blocks: list[tuple[str, str]]) -> dict[str, Any]:
     if result is None:
         return view
     provenance = result.provenance
+    figures = _figures(section, blocks)
     view["result"] = {
+        "shown": FIRST_FIGURES, "rest": [f["table"].title for f in figures[FIRST_FIGURES:]],
         "question": str(provenance.get("question") or ""),
         "checks": [_check(c) for c in result.checks], "passed": result.passed,
-        "figures": _figures(section, blocks),
+        "figures": figures,
         "parameters": _flat(result.spec.get("fields") or {}),
         "provenance": _flat({"run": result.run_id, "spec hash": result.spec_hash,
                              "model": result.spec.get("model"), "task": _task_lines(result.spec),
