@@ -11,6 +11,7 @@ import re
 import threading
 from collections import OrderedDict
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,21 @@ def plain(row: Any) -> dict[str, Any]:
 def bench() -> Bench:
     """The bench of this process."""
     return current_app.config["BENCH"]
+
+
+@dataclass(frozen=True)
+class CheckedPair:
+    """Pairs that were made for a model, and what it says to them.
+
+    Args:
+        task: how a link names them.
+        pairs: the pairs.
+        said: what the method PairCheck measured, None where there is no such method.
+    """
+
+    task: str
+    pairs: Any
+    said: Any
 
 
 class Bench:
@@ -300,6 +316,18 @@ class Bench:
         task = "pairs:" + interp.keep_task(self.store, answer["task"])
         self._remember((model, task), answer)
         return task
+
+    def has_tokenizer(self, model: str) -> bool:
+        """Whether the model reads text."""
+        known = (self.catalogue().get("described") or {}).get(model) or self.describe(model)
+        return bool(known.get("tokenizer", True))
+
+    def check_pair(self, model: str, source: Mapping[str, Any], bos: bool | None) -> CheckedPair:
+        """Make the pairs and ask the model what it says to them."""
+        task = self.make_pairs(model, source, bos)
+        pairs = self.pairs(model, task)
+        said = self.measure("pair_check", {}, model, task) if self.method("pair_check") else None
+        return CheckedPair(task, pairs, said)
 
     def measure(self, method: str, fields: Mapping[str, Any], model: str, task: str) -> Any:
         """A short method, measured now, as a result that is not kept."""

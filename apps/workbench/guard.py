@@ -44,6 +44,13 @@ def split_host(host: str) -> tuple[str, str]:
     return name, port
 
 
+def plain_host(host: str) -> str:
+    """An accepted Host as flask's own list can read it, which knows no IPv6 and no capitals."""
+    name, port = split_host(host)
+    name = "localhost" if name == "[::1]" else name
+    return f"{name}:{port}" if port else name
+
+
 class Guard:
     """WSGI middleware with the rules of the module.
 
@@ -81,6 +88,7 @@ class Guard:
             refused = self.entrance(environ)
         if refused is not None:
             return self.answer(start, *refused)
+        environ["HTTP_HOST"] = plain_host(environ.get("HTTP_HOST", ""))
         headed = self.with_headers(start)
         try:
             return self.app(environ, headed)

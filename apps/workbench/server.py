@@ -9,6 +9,7 @@ from typing import Any
 
 import dash
 from dash import html
+from dash.exceptions import DependencyException
 from flask import Flask, Response, request
 from werkzeug.exceptions import HTTPException
 from werkzeug.serving import WSGIRequestHandler, make_server
@@ -73,6 +74,8 @@ def plain_error(error: Exception) -> Response:
     """One sentence for the browser; the traceback stays in the log."""
     if isinstance(error, HTTPException) and error.code is not None and error.code < 500:
         return Response(f"{error.code} {error.name}", error.code, mimetype="text/plain")
+    if isinstance(error, DependencyException):  # a script that is not one of the components'
+        return Response("404 Not Found", 404, mimetype="text/plain")
     reference = secrets.token_hex(4)
     LOG.error("request failed (reference %s)", reference, exc_info=error)
     if request.path.endswith("/_dash-update-component"):

@@ -149,7 +149,7 @@ def check(clicks: Any, mode: str, model: str, bos: str, task: str, values: Any, 
     try:
         source = {
             "task": lambda: task_source(task, typed(ids, values, flags)),
-            "text": lambda: text_source(clean, corrupt, right, wrong, bool(span)),
+            "text": lambda: text_source(model, clean, corrupt, right, wrong, bool(span)),
             "file": lambda: file_source(contents, filename, bool(skip)),
         }[mode]()
         return pair_view(model, source, {"auto": None, "yes": True, "no": False}.get(bos))
@@ -171,16 +171,38 @@ def task_source(name: str, given: dict[str, Any]) -> dict[str, Any]:
     return {"ref": f"{name}:{words}" if words else name}
 
 
-def text_source(clean: Any, corrupt: Any, right: Any, wrong: Any, span: bool) -> dict[str, Any]:
-    """Two prompts as a one-row table."""
-    row = {"clean": str(clean or ""), "corrupt": str(corrupt or "")}
-    if max(map(len, row.values())) > MOST_TEXT:
+def text_source(model: str, clean: Any, corrupt: Any, right: Any, wrong: Any, span: bool,
+                ) -> dict[str, Any]:
+    """Two prompts and their answers as columns of one row.
+
+    Raises:
+        InterpError: a prompt that is too long, or no ids where the model has no tokenizer.
+    """
+    texts = {"clean": str(clean or ""), "corrupt": str(corrupt or "")}
+    if max(map(len, texts.values())) > MOST_TEXT:
         raise interp.InterpError(f"A prompt is longer than {MOST_TEXT:,} characters.",
                                  remedy="Shorten it, or give a file.")
-    for name, text in (("right", right), ("wrong", wrong)):
-        parts = [p for p in str(text or "").split("|") if p]
-        row[name] = parts if not span else str(text or "")
-    return {"rows": [row], "answer_form": "span" if span else "set"}
+    answers = {"right": str(right or ""), "wrong": str(wrong or "")}
+    form = {"answer_form": "span" if span else "set", "name": "your own pair"}
+    if not bench().has_tokenizer(model):
+        ids = {k: [token_ids(k, v)] for k, v in (texts | answers).items()}
+        return {**ids, **form, "tokens": True}
+    split = {k: [v if span else [p for p in v.split("|") if p]] for k, v in answers.items()}
+    return {**{k: [v] for k, v in texts.items()}, **split, **form}
+
+
+def token_ids(name: str, text: str) -> list[int]:
+    """Token ids apart by spaces or commas.
+
+    Raises:
+        InterpError: something else.
+    """
+    words = text.replace(",", " ").split()
+    if not all(w.isascii() and w.isdigit() and len(w) < 9 for w in words):
+        raise interp.InterpError(
+            f"This model has no tokenizer, and {name} was given as {text[:40]!r}.",
+            remedy="Write token ids apart by spaces, as in 5 17 4.")
+    return [int(w) for w in words]
 
 
 def file_source(contents: Any, filename: Any, skip: bool) -> dict[str, Any]:
@@ -197,6 +219,6 @@ def file_source(contents: Any, filename: Any, skip: bool) -> dict[str, Any]:
         raise interp.InterpError("The file is no UTF-8 text.",
                                  remedy="Save it as UTF-8 JSONL or CSV.") from None
     form = "csv" if str(filename or "").lower().endswith(".csv") else "auto"
-    return {"text": text, "form": form, "skip_bad": skip}
+    return {"text": text, "form": form, "skip_bad": skip, "name": str(filename or "")[:80]}
 
 
