@@ -56,7 +56,7 @@ def parse_values(
     out: dict[str, Any] = {}
     errors: dict[str, str] = {}
     for name, given in values.items():
-        f = found.get(name) or found.get(name.lstrip("-").replace("_", "-"))
+        f = found.get(name) or found.get(name.strip("-_").replace("_", "-"))
         if f is None:
             close = near_misses(name.lstrip("-"), by_name)
             known = f"did you mean {' or '.join(map(repr, close))}?" if close else (
