@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from interp.tasks import agreement, brackets, greater_than, ioi, pronouns, words
 
 BOS, UNKNOWN = "<bos>", "<unk>"
-WORD = re.compile(r"\d\d|[^\W\d]+|\d|[^\w\s]")
+WORD = re.compile(r"[0-9]{2}|[^\W\d_]+|[0-9]|\S")
 """What one word is; the tokenizer of the shipped models splits by the same pattern."""
 
 

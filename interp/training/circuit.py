@@ -6,6 +6,7 @@ its mean over the task's clean prompts, position by position, so the task's prom
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -101,11 +102,15 @@ class Ablation:
 
     def random_sets(self, size: int, n: int, seed: int, without: Iterable[Head] = ()
                     ) -> list[list[Head]]:
-        """``n`` different sets of heads of this size, drawn from the heads not in ``without``."""
+        """``n`` different sets of heads of this size, drawn from the heads not in ``without``.
+
+        Where so many heads are not left, the sets are as large, and as many, as there can be.
+        """
         rng = random.Random(f"heads/{seed}")
         pool = [h for h in self.all if h not in set(without)]
+        size = min(size, len(pool))
         found: dict[tuple[Head, ...], None] = {}
-        while len(found) < n:
+        while len(found) < min(n, math.comb(len(pool), size)):
             found[tuple(sorted(rng.sample(pool, size)))] = None
         return [list(heads) for heads in found]
 

@@ -66,7 +66,7 @@ def reader(shape: Shape, tokenizer: Words) -> Reader:
         4 * shape.width, shape.vocab, shape.context))
 
 
-def mechanism(module: GPT2, read: Reader, ref: str = MECHANISM) -> dict[str, Any]:
+def mechanism(module: GPT2, read: Reader, ref: str) -> dict[str, Any]:
     """The heads that carry indirect objects, and the controls, as the card states them."""
     task = load_task(ref, read)  # type: ignore[arg-type]
     assert isinstance(task, PromptPairs)
@@ -86,7 +86,7 @@ def mechanism(module: GPT2, read: Reader, ref: str = MECHANISM) -> dict[str, Any
     }
 
 
-def attention_of(module: GPT2, read: Reader, heads: list[Head], ref: str = MECHANISM
+def attention_of(module: GPT2, read: Reader, heads: list[Head], ref: str
                  ) -> dict[str, dict[str, float]]:
     """For each head, the mean attention between the task's slots that says what it does."""
     task = load_task(ref, read)  # type: ignore[arg-type]
@@ -129,7 +129,7 @@ def card(module: GPT2, out: Path, size: int, seconds: float, schedule: Schedule)
     tokenizer = Words()
     read = reader(module.shape, tokenizer)
     found = scores(forward(module), read, SPLITS)
-    circuit = mechanism(module, read)
+    circuit = mechanism(module, read, MECHANISM)
     heads = [(layer, head) for layer, head in circuit["heads"]]
     data = {
         "name": NAME,
@@ -156,7 +156,7 @@ def card(module: GPT2, out: Path, size: int, seconds: float, schedule: Schedule)
         "accuracy": {title: {"task": SPLITS[title], **s.to_json()} for title, s in found.items()},
         "accuracy_note": "right: the most likely word of the whole vocabulary is a right one; "
                          "preferred: right words are together more likely than wrong ones",
-        "mechanism": {**circuit, "attention": attention_of(module, read, heads)},
+        "mechanism": {**circuit, "attention": attention_of(module, read, heads, MECHANISM)},
         "cannot": ["addition: digits are read two at a time, so task 'addition' is refused",
                    "words outside its vocabulary become <unk>"],
     }

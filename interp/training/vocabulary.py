@@ -45,7 +45,7 @@ def tokenizer_files(words: Sequence[str], context: int) -> dict[str, dict[str, A
             "version": "1.0", "truncation": None, "padding": None, "added_tokens": special,
             "normalizer": None,
             "pre_tokenizer": {
-                "type": "Split", "pattern": {"Regex": r"[0-9]{2}|\p{L}+|[0-9]|[^\w\s]"},
+                "type": "Split", "pattern": {"Regex": r"[0-9]{2}|\p{L}+|[0-9]|\S"},
                 "behavior": "Removed", "invert": True,
             },
             "post_processor": {
