@@ -8,6 +8,8 @@ from interp.terms import KINDS, Capability
 
 if TYPE_CHECKING:
     from interp.models.families import Family
+    from interp.models.graph import Graph
+    from interp.models.site_map import SiteMap
 
 FEATURES = ("blocks", "weights", "grad", "generate", "graph")
 """What a model may offer beside sites."""
@@ -46,6 +48,43 @@ def transformer_capabilities(family: Family, config: Any, backend: str) -> tuple
             f"attention and MLP of {family.architecture} read the same residual, so there is no "
             "residual between them."
         )
+    return tuple(
+        Capability(name, name not in reasons, reasons.get(name, ""))
+        for name in (*KINDS, *FEATURES)
+    )
+
+
+def module_capabilities(
+    sites: SiteMap, takes_tokens: bool, speaks: bool, graph: Graph | str
+) -> tuple[Capability, ...]:
+    """The table of a plain module.
+
+    Args:
+        sites: its site map (empty without one).
+        takes_tokens: its inputs are token ids.
+        speaks: it gives logits at every position of a token prompt.
+        graph: its graph, or why there is none.
+    """
+    unmapped = (
+        "the site map does not say where it stands." if sites.spots
+        else "a plain module has no such site; a site map can name it."
+    )
+    reasons = {k: unmapped for k in KINDS if k not in sites.spots}
+    reasons["feature"] = GENERAL["feature"]
+    reasons.pop("logits")
+    reasons.pop("module")
+    if takes_tokens:
+        reasons["input"] = GENERAL["input"]
+    else:
+        reasons.pop("input")
+    reasons["blocks"] = (
+        "the engine drives layers of the known families; here each edit costs a whole pass."
+    )
+    reasons["weights"] = "views by head are made for the known families; read module() instead."
+    if not speaks:
+        reasons["generate"] = "it does not give logits at every position of a token prompt."
+    if isinstance(graph, str):
+        reasons["graph"] = graph
     return tuple(
         Capability(name, name not in reasons, reasons.get(name, ""))
         for name in (*KINDS, *FEATURES)

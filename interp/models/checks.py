@@ -64,7 +64,7 @@ def self_checks(model: Adapter, probe: Tensor, reference: Tensor) -> tuple[Check
         return (
             unedited(model, probe, reference),
             *blocks_agree(model, probe, reference),
-            telescopes(model, probe),
+            *telescopes(model, probe),
             *edits_work(model, probe),
         )
     except InterpError as error:
@@ -118,22 +118,42 @@ def blocks_logits(model: Adapter, probe: Tensor) -> Tensor:
         return blocks.unembed(resid)[None]
 
 
-def telescopes(model: Adapter, probe: Tensor) -> Check:
-    """resid_pre + attn_out + mlp_out against resid_post, the worst layer."""
-    kinds = ("resid_pre", "attn_out", "mlp_out", "resid_post")
-    sites = {
-        (k, i): Site(k, layer=i) for i in range(model.shape.n_layers) for k in kinds
-    }
-    reads = model.run(probe, read=tuple(sites.values()), positions=[-1]).reads
-    worst = 0.0
-    for i in range(model.shape.n_layers):
-        pre, attn, mlp, post = (reads[sites[k, i]] for k in kinds)
-        worst = _worse(worst, spread(pre.double() + attn.double() + mlp.double(), post))
-    return Check(
-        "telescopes", "residual + attention + MLP = next residual, in every layer",
-        worst, tolerance(model.dtype, 1),
-        note="What is called attn_out and mlp_out is exactly what a layer adds.",
+def telescopes(model: Adapter, probe: Tensor) -> tuple[Check, ...]:
+    """resid_pre + attn_out + mlp_out against resid_post, the worst layer, also under an edit.
+
+    Nothing where a model has no residual stream that it names.
+    """
+    parts = [k for k in ("attn_out", "mlp_out") if model.can(k)]
+    if not parts or not model.can("resid_pre") or not model.can("resid_post"):
+        return ()
+    worst, note = 0.0, "What is called attn_out and mlp_out is exactly what a layer adds."
+    layers = range(model.shape.n_layers)
+    sites = {(k, i): Site(k, layer=i) for i in layers for k in ("resid_pre", *parts, "resid_post")}
+    reads = model.run(probe, read=tuple(sites.values())).reads
+    for i in layers:
+        total = sum(reads[sites[k, i]].double() for k in ("resid_pre", *parts))
+        worst = _worse(worst, spread(total, reads[sites["resid_post", i]]))
+    if model.can("resid_mid") and "mlp_out" in parts:
+        kept = _mid_reaches_the_next(model, probe, reads[sites["resid_pre", 0]])
+        note += "" if kept <= worst else " Worst after an edit of resid_mid."
+        worst = _worse(worst, kept)
+    return (
+        Check(
+            "telescopes", "residual + attention + MLP = next residual, in every layer",
+            worst, tolerance(model.dtype, 1), note=note,
+        ),
     )
+
+
+def _mid_reaches_the_next(model: Adapter, probe: Tensor, like: Tensor) -> float:
+    """resid_mid edited: its new value + mlp_out against resid_post, in layer 0.
+
+    A hook on the MLP's norm alone would leave the skip connection as it was.
+    """
+    mid, out, post = (Site(k, layer=0) for k in ("resid_mid", "mlp_out", "resid_post"))
+    value = _shifted(like)
+    reads = model.run(probe, edits=[Edit(mid, value)], read=(out, post)).reads
+    return spread(value.double() + reads[out].double(), reads[post])
 
 
 def _worse(a: float, b: float) -> float:
@@ -149,7 +169,12 @@ def edits_work(model: Adapter, probe: Tensor) -> tuple[Check, ...]:
     layer = model.shape.n_layers // 2
     have = [c.name for c in model.capabilities() if c.ok]
     sites = [Site(k, layer=layer) for k in PER_LAYER if k in have]
-    sites += [Site(k) for k in ("embed", "ln_final_scale", "logits") if k in have]
+    sites += [
+        Site(k) for k in ("embed", "ln_final_scale", "logits")
+        if k in have and (k != "logits" or probe.dim() > 1)
+    ]
+    if "input" in have:
+        sites.append(Site("input"))
     base = model.run(probe, read=sites)
     patched = model.run(probe, edits=[Edit(s, base.reads[s]) for s in sites])
     identity = Check(
@@ -197,5 +222,8 @@ def _felt(
             break
     return Check(
         name, title, least, FELT, at_least=True,
-        note=f"Smallest at {where}, in standard deviations of the logits.{note}",
+        note=f"Smallest at {where}, in standard deviations of the logits.{note}" + (
+            "" if least >= FELT else " Either the model does not use this part, or the edit does "
+            "not reach it: do not trust effects there."
+        ),
     )

@@ -14,10 +14,9 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from interp.models.adapter import PER_LAYER, first_tensor
-from interp.models.attention import CHILD, show_patterns
-from interp.models.taps import Layout, Session, Tap, Watch
-from interp.models.transformer import SCALES, TransformerModel
-from interp.terms import Site
+from interp.models.attention import show_patterns
+from interp.models.taps import Session, Watch
+from interp.models.transformer import TransformerModel
 
 if TYPE_CHECKING:
     from interp.models.loading import Loaded
@@ -70,33 +69,6 @@ class NnsightModel(TransformerModel):
     def wrapped(self) -> Any:
         """The nnsight TransformersModel."""
         return self._traced
-
-    def _tap(self, site: Site) -> Tap:
-        kind, family = site.kind, self.family
-        if kind == "ln_final_scale":
-            norm = self._module.get_submodule(family.final_norm)
-            return Tap(norm, divisor=self.divisor_of(kind, norm))
-        if kind in SCALES:
-            norm = self._part(site.layer, getattr(family, SCALES[kind]))
-            return Tap(norm, divisor=self.divisor_of(kind, norm), order=-1)
-        if kind == "pattern":
-            path = "attn.attention.attn_dropout" if family.name == "gpt_neo" else (
-                f"{family.attention}.{CHILD}"
-            )
-            return Tap(self._part(site.layer, path), layout=Layout("heads_first"))
-        place = family.place(kind)
-        assert place is not None, f"{family.name} has {kind} among its capabilities"
-        layout = Layout("heads", self._heads_of(kind)) if place.axes else Layout()
-        if place.part:
-            layout = Layout(
-                "thirds" if family.qkv == "thirds" else "interleaved",  # type: ignore[arg-type]
-                self._heads_of(kind), "qkv".index(place.part),
-            )
-        module = (
-            self._module.get_submodule(place.path) if place.absolute
-            else self._part(site.layer, place.path)
-        )
-        return Tap(module, place.side, layout, in_place=kind == "resid_mid")
 
     def _stops_of(self, session: Session) -> list[_Stop]:
         """The locations a session needs, in the order in which the forward pass reaches them."""

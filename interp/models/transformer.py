@@ -9,12 +9,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from interp.models.adapter import Adapter, first_tensor
+from interp.models.attention import CHILD
 from interp.models.blocks import ModelBlocks
 from interp.models.capabilities import transformer_capabilities
 from interp.models.families import shape_of
-from interp.models.taps import Divisor
+from interp.models.taps import Divisor, Layout, Tap
 from interp.models.weights import ModelWeights
-from interp.terms import Capability
+from interp.terms import Capability, Site
 
 if TYPE_CHECKING:
     from interp.models.loading import Loaded
@@ -74,6 +75,34 @@ class TransformerModel(Adapter):
             heads=self._heads_of(kind) if per_head else 0,
             shared=per_head and self.family.qk_norm_width == "all",
         )
+
+    def _tap(self, site: Site) -> Tap:
+        """On the Hugging Face module as it is; a wrapper that rearranges it says otherwise."""
+        kind, family = site.kind, self.family
+        if kind == "ln_final_scale":
+            norm = self._module.get_submodule(family.final_norm)
+            return Tap(norm, divisor=self.divisor_of(kind, norm))
+        if kind in SCALES:
+            norm = self._part(site.layer, getattr(family, SCALES[kind]))
+            return Tap(norm, divisor=self.divisor_of(kind, norm), order=-1)
+        if kind == "pattern":
+            path = "attn.attention.attn_dropout" if family.name == "gpt_neo" else (
+                f"{family.attention}.{CHILD}"
+            )
+            return Tap(self._part(site.layer, path), layout=Layout("heads_first"))
+        place = family.place(kind)
+        assert place is not None, f"{family.name} has {kind} among its capabilities"
+        layout = Layout("heads", self._heads_of(kind)) if place.axes else Layout()
+        if place.part:
+            layout = Layout(
+                "thirds" if family.qkv == "thirds" else "interleaved",  # type: ignore[arg-type]
+                self._heads_of(kind), "qkv".index(place.part),
+            )
+        module = (
+            self._module.get_submodule(place.path) if place.absolute
+            else self._part(site.layer, place.path)
+        )
+        return Tap(module, place.side, layout, in_place=kind == "resid_mid")
 
     def head(self, hidden: Tensor, vocab: Tensor | None) -> Tensor:
         """Logits of normed hidden states, at the columns asked for (the soft cap applied)."""
