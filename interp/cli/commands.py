@@ -17,31 +17,50 @@ from interp.cli.say import DONE, FAILED, REFUSED, UNTRUSTED, Voice, tell_error
 from interp.terms.errors import CancelledError, InterpError, UsageError
 
 app = typer.Typer(
-    name="interp", no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None,
+    name="interp",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
     help="A workbench for mechanistic interpretability: models, patching, trust, reports.",
     epilog="Exit codes: 0 done, 1 failed, 2 usage, 3 done but a trust check failed, 4 refused, "
-           "130 interrupted.",
+    "130 interrupted.",
 )
-list_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None,
-                       help="What there is: models, tasks, methods, metrics.")
-runs_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None,
-                       help="Stored runs: list, show, compare, delete.")
-jobs_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None,
-                       help="Jobs of the worker: list, show, cancel, resume.")
+list_app = typer.Typer(
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    help="What there is: models, tasks, methods, metrics.",
+)
+runs_app = typer.Typer(
+    no_args_is_help=True, rich_markup_mode=None, help="Stored runs: list, show, compare, delete."
+)
+jobs_app = typer.Typer(
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    help="Jobs of the worker: list, show, cancel, resume.",
+)
 app.add_typer(list_app, name="list")
 app.add_typer(runs_app, name="runs")
 app.add_typer(jobs_app, name="jobs")
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Only results and errors.")]
-StoreAt = Annotated[Path | None, typer.Option(
-    "--store", metavar="DIR",
-    help="Where runs are kept (default: $INTERP_HOME or ~/.local/share/interp).")]
+StoreAt = Annotated[
+    Path | None,
+    typer.Option(
+        "--store",
+        metavar="DIR",
+        help="Where runs are kept (default: $INTERP_HOME or ~/.local/share/interp).",
+    ),
+]
 Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:0, mps.")]
 Dtype = Annotated[str, typer.Option(help="float32, float64, bfloat16, float16.")]
 Backend = Annotated[str, typer.Option(help="transformer_lens, nnsight or torch_module.")]
-Memory = Annotated[str | None, typer.Option(
-    metavar="SIZE", help="Memory a run may use, as 8GiB (default: part of what is free).")]
+Memory = Annotated[
+    str | None,
+    typer.Option(
+        metavar="SIZE", help="Memory a run may use, as 8GiB (default: part of what is free)."
+    ),
+]
 PASS_ON = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
 USUAL_BACKEND = "transformer_lens"
 
@@ -78,8 +97,12 @@ def _unexpected(error: Exception, voice: Voice) -> int:
     told = "".join(traceback.format_exception(error))
     try:
         log.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        with os.fdopen(os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600), "a",
-                       encoding="utf-8", errors="backslashreplace") as stream:
+        with os.fdopen(
+            os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600),
+            "a",
+            encoding="utf-8",
+            errors="backslashreplace",
+        ) as stream:
             stream.write(told + "\n")
         where = f"The whole story is in {log}; INTERP_DEBUG=1 shows it here."
     except OSError:
@@ -97,8 +120,11 @@ def _version(asked: bool) -> None:
 
 
 @app.callback()
-def _top(version: Annotated[bool, typer.Option(
-        "--version", callback=_version, is_eager=True, help="Print the version.")] = False) -> None:
+def _top(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
     pass
 
 
@@ -108,9 +134,12 @@ def _top(version: Annotated[bool, typer.Option(
 @list_app.command("models")
 @spoken
 def list_models(
-    models: Annotated[list[Path] | None, typer.Option(
-        "--models", metavar="DIR", help="Also checkpoint folders under DIR; may be repeated."
-    )] = None,
+    models: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--models", metavar="DIR", help="Also checkpoint folders under DIR; may be repeated."
+        ),
+    ] = None,
     as_json: Json = False,
 ) -> int:
     """Shipped models, and checkpoint folders under --models."""
@@ -145,28 +174,36 @@ def list_metrics(as_json: Json = False) -> int:
 @spoken
 def run_command(
     ctx: typer.Context,
-    method: Annotated[str | None, typer.Argument(
-        metavar="METHOD", help="`interp list methods` shows them.")] = None,
-    model: Annotated[str | None, typer.Option(
-        metavar="M", help="zoo:NAME, a local folder, or a hub id.")] = None,
-    task: Annotated[str | None, typer.Option(
-        metavar="TASK|FILE", help="As 'ioi:n=64,seed=1', or a file.")] = None,
+    method: Annotated[
+        str | None, typer.Argument(metavar="METHOD", help="`interp list methods` shows them.")
+    ] = None,
+    model: Annotated[
+        str | None, typer.Option(metavar="M", help="zoo:NAME, a local folder, or a hub id.")
+    ] = None,
+    task: Annotated[
+        str | None, typer.Option(metavar="TASK|FILE", help="As 'ioi:n=64,seed=1', or a file.")
+    ] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of every random draw.")] = None,
-    out: Annotated[Path | None, typer.Option(
-        metavar="DIR", help="Also save the result as this folder.")] = None,
-    html: Annotated[Path | None, typer.Option(
-        metavar="FILE", help="Also write it as one HTML file.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Also save the result as this folder.")
+    ] = None,
+    html: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Also write it as one HTML file.")
+    ] = None,
     device: Device = "cpu",
     dtype: Dtype = "float32",
     backend: Backend = USUAL_BACKEND,
     memory: Memory = None,
     store: StoreAt = None,
-    no_store: Annotated[bool, typer.Option(
-        "--no-store", help="Do not keep the run in the store.")] = False,
-    fresh: Annotated[bool, typer.Option(
-        "--fresh", help="Measure again although the store has this run.")] = False,
-    help_: Annotated[bool, typer.Option("--help", "-h", help="Help, with the method's knobs.")
-                     ] = False,
+    no_store: Annotated[
+        bool, typer.Option("--no-store", help="Do not keep the run in the store.")
+    ] = False,
+    fresh: Annotated[
+        bool, typer.Option("--fresh", help="Measure again although the store has this run.")
+    ] = False,
+    help_: Annotated[
+        bool, typer.Option("--help", "-h", help="Help, with the method's knobs.")
+    ] = False,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> int:
@@ -177,8 +214,10 @@ def run_command(
     from interp.cli.knobs import method_from
 
     if method.startswith("-"):
-        raise UsageError(f"{method!r} stands where the method's name is wanted.",
-                         remedy="Write interp run METHOD --knob value.")
+        raise UsageError(
+            f"{method!r} stands where the method's name is wanted.",
+            remedy="Write interp run METHOD --knob value.",
+        )
     spec = method_from(method, ctx.args)
     if model is None:
         raise UsageError("No model was given.", remedy="Add --model zoo:ioi, a folder or a hub id.")
@@ -189,9 +228,19 @@ def run_command(
 
     kept = None if no_store else Store(store)
     try:
-        result = run(spec, model, task, memory=memory, progress=voice.progress, store=kept,
-                     seed=seed, fresh=fresh, device=device, dtype=dtype,
-                     backend=None if backend == USUAL_BACKEND else backend)
+        result = run(
+            spec,
+            model,
+            task,
+            memory=memory,
+            progress=voice.progress,
+            store=kept,
+            seed=seed,
+            fresh=fresh,
+            device=device,
+            dtype=dtype,
+            backend=None if backend == USUAL_BACKEND else backend,
+        )
     except CancelledError as error:
         return _cancelled(error, out, voice)
     return _told(result, out, html, voice)
@@ -234,8 +283,12 @@ def report_command(
     engine: Annotated[str, typer.Option(help="local or ray.")] = "local",
     shard: Annotated[str | None, typer.Option(metavar="i/n", help="Run every n-th cell.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on; finished runs stay.")] = False,
-    pictures: Annotated[str | None, typer.Option(
-        metavar="FORMAT", help="Also figures as png or svg, where a browser is found.")] = None,
+    pictures: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FORMAT", help="Also figures as png or svg, where a browser is found."
+        ),
+    ] = None,
     memory: Memory = None,
     as_json: Json = False,
     quiet: Quiet = False,
@@ -250,19 +303,37 @@ def report_command(
     def say(done: int, total: int, title: str) -> None:
         voice.note(f"[{min(done + 1, total)}/{total}] {title}")
 
-    page = report(spec, out, resume=resume, shard=shard, engine=engine, pictures=pictures,
-                  memory=memory, progress=voice.progress,
-                  on_cell=say if voice.progress else None)
+    page = report(
+        spec,
+        out,
+        resume=resume,
+        shard=shard,
+        engine=engine,
+        pictures=pictures,
+        memory=memory,
+        progress=voice.progress,
+        on_cell=say if voice.progress else None,
+    )
     folder = page.parent if (page.parent / "report.json").exists() else page.with_suffix("")
     summary = json.loads((folder / "report.json").read_text(encoding="utf-8"))
     cells = summary["cells"]
     if as_json:
         voice.document({"report": str(page), **summary})
     else:
-        voice.table(["state", "method", "model", "task", "checks", "reason"], [
-            [c["state"], c["method"], c["model"], c["task"],
-             {True: "passed", False: "FAILED", None: ""}[c["passed"]], c["reason"]]
-            for c in cells])
+        voice.table(
+            ["state", "method", "model", "task", "checks", "reason"],
+            [
+                [
+                    c["state"],
+                    c["method"],
+                    c["model"],
+                    c["task"],
+                    {True: "passed", False: "FAILED", None: ""}[c["passed"]],
+                    c["reason"],
+                ]
+                for c in cells
+            ],
+        )
         voice.line(f"Report: {page}")
     return _report_code(cells)
 
@@ -311,16 +382,25 @@ def runs_list(
     as_json: Json = False,
 ) -> int:
     """Stored runs, newest first."""
-    return stored.runs(store, Voice(as_json), method=method, model=model, task=task, tag=tag,
-                       text=text, limit=limit)
+    return stored.runs(
+        store,
+        Voice(as_json),
+        method=method,
+        model=model,
+        task=task,
+        tag=tag,
+        text=text,
+        limit=limit,
+    )
 
 
 @runs_app.command("show")
 @spoken
 def runs_show(
     run_id: Annotated[str, typer.Argument(metavar="RUN", help="Its id, or the first characters.")],
-    html: Annotated[Path | None, typer.Option(
-        metavar="FILE", help="Also write it as one HTML file.")] = None,
+    html: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Also write it as one HTML file.")
+    ] = None,
     store: StoreAt = None,
     as_json: Json = False,
 ) -> int:
@@ -357,8 +437,9 @@ def runs_delete(
 def runs_tag(
     run_id: Annotated[str, typer.Argument(metavar="RUN")],
     tags: Annotated[list[str] | None, typer.Argument(metavar="TAG...")] = None,
-    remove: Annotated[list[str] | None, typer.Option(
-        metavar="TAG", help="Take this tag away; may be repeated.")] = None,
+    remove: Annotated[
+        list[str] | None, typer.Option(metavar="TAG", help="Take this tag away; may be repeated.")
+    ] = None,
     store: StoreAt = None,
     as_json: Json = False,
 ) -> int:
@@ -390,24 +471,33 @@ def jobs_list(store: StoreAt = None, as_json: Json = False) -> int:
 
 @jobs_app.command("show")
 @spoken
-def jobs_show(job_id: Annotated[str, typer.Argument(metavar="JOB")], store: StoreAt = None,
-              as_json: Json = False) -> int:
+def jobs_show(
+    job_id: Annotated[str, typer.Argument(metavar="JOB")],
+    store: StoreAt = None,
+    as_json: Json = False,
+) -> int:
     """One job: state, progress, error."""
     return stored.job("show", job_id, store, Voice(as_json))
 
 
 @jobs_app.command("cancel")
 @spoken
-def jobs_cancel(job_id: Annotated[str, typer.Argument(metavar="JOB")], store: StoreAt = None,
-                as_json: Json = False) -> int:
+def jobs_cancel(
+    job_id: Annotated[str, typer.Argument(metavar="JOB")],
+    store: StoreAt = None,
+    as_json: Json = False,
+) -> int:
     """Ask a job to stop at its next chunk; finished chunks stay."""
     return stored.job("cancel", job_id, store, Voice(as_json))
 
 
 @jobs_app.command("resume")
 @spoken
-def jobs_resume(job_id: Annotated[str, typer.Argument(metavar="JOB")], store: StoreAt = None,
-                as_json: Json = False) -> int:
+def jobs_resume(
+    job_id: Annotated[str, typer.Argument(metavar="JOB")],
+    store: StoreAt = None,
+    as_json: Json = False,
+) -> int:
     """Queue a cancelled or interrupted job again; it goes on from its finished chunks."""
     return stored.job("resume", job_id, store, Voice(as_json))
 
@@ -438,4 +528,3 @@ def main(argv: list[str] | None = None) -> None:
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
     app(args=argv, prog_name="interp")
-

@@ -26,8 +26,9 @@ def pairs_of(words: Sequence[str], fields: Sequence[Field] = ()) -> dict[str, st
         word = words[i]
         i += 1
         if not word.startswith("--") or word == "--":
-            raise UsageError(f"{word!r} belongs to no option.",
-                             remedy="Knobs are written as --knob value.")
+            raise UsageError(
+                f"{word!r} belongs to no option.", remedy="Knobs are written as --knob value."
+            )
         name, equals, value = word.partition("=")
         name = "--" + name.strip("-_").replace("_", "-")
         follows = i < len(words) and not words[i].startswith("--")
@@ -41,8 +42,9 @@ def pairs_of(words: Sequence[str], fields: Sequence[Field] = ()) -> dict[str, st
             value = words[i]
             i += 1
         else:
-            raise UsageError(f"{name} was given without a value.",
-                             remedy=f"Write {name} VALUE or {name}=VALUE.")
+            raise UsageError(
+                f"{name} was given without a value.", remedy=f"Write {name} VALUE or {name}=VALUE."
+            )
         if name in out:
             raise UsageError(f"{name} was given twice.")
         out[name] = value
@@ -80,8 +82,10 @@ def method_from(name: str, words: Sequence[str], more: Mapping[str, str] | None 
     given = {**pairs_of(words, fields), **(more or {})}
     parsed = parse_values(fields, given)
     if parsed.errors:
-        raise UsageError(f"{kind.key()}: {' '.join(parsed.errors.values())}",
-                         remedy=f"`interp run {kind.key()} --help` lists its knobs.")
+        raise UsageError(
+            f"{kind.key()}: {' '.join(parsed.errors.values())}",
+            remedy=f"`interp run {kind.key()} --help` lists its knobs.",
+        )
     try:
         return kind(**parsed.values)
     except ValidationError as error:

@@ -24,9 +24,14 @@ def models(roots: Sequence[Path], voice: Voice) -> int:
     if voice.as_json:
         voice.document(found)
         return DONE
-    voice.table(["model", "title", "architecture", "size", "remark"], [
-        [m["ref"], m["title"], m["architecture"], size(m["size_bytes"]), m["reason"]]
-        for m in found], right=["size"])
+    voice.table(
+        ["model", "title", "architecture", "size", "remark"],
+        [
+            [m["ref"], m["title"], m["architecture"], size(m["size_bytes"]), m["reason"]]
+            for m in found
+        ],
+        right=["size"],
+    )
     return DONE
 
 
@@ -46,9 +51,18 @@ def tasks(voice: Voice) -> int:
     from interp.tasks import TASKS
 
     if voice.as_json:
-        voice.document([{"name": t.name, "title": t.title, "question": t.question,
-                         "type": t.type_name, "knobs": t.schema()["properties"]}
-                        for t in TASKS.values()])
+        voice.document(
+            [
+                {
+                    "name": t.name,
+                    "title": t.title,
+                    "question": t.question,
+                    "type": t.type_name,
+                    "knobs": t.schema()["properties"],
+                }
+                for t in TASKS.values()
+            ]
+        )
         return DONE
     rows = []
     for t in TASKS.values():
@@ -64,13 +78,26 @@ def methods(voice: Voice) -> int:
     from interp.methods import METHODS
 
     if voice.as_json:
-        voice.document([{
-            "name": key, "title": m.title, "question": m.question, "accepts": list(m.accepts()),
-            "needs": list(m.needs), "citations": list(m.citations), "version": m.version,
-            "schema": m.model_json_schema()} for key, m in METHODS.items()])
+        voice.document(
+            [
+                {
+                    "name": key,
+                    "title": m.title,
+                    "question": m.question,
+                    "accepts": list(m.accepts()),
+                    "needs": list(m.needs),
+                    "citations": list(m.citations),
+                    "version": m.version,
+                    "schema": m.model_json_schema(),
+                }
+                for key, m in METHODS.items()
+            ]
+        )
         return DONE
-    voice.table(["method", "title", "question", "takes"], [
-        [key, m.title, m.question, ", ".join(m.accepts())] for key, m in METHODS.items()])
+    voice.table(
+        ["method", "title", "question", "takes"],
+        [[key, m.title, m.question, ", ".join(m.accepts())] for key, m in METHODS.items()],
+    )
     voice.note("`interp run METHOD --help` lists the knobs of one.")
     return DONE
 
@@ -86,9 +113,17 @@ def metrics(voice: Voice) -> int:
     if voice.as_json:
         voice.document(rows)
         return DONE
-    voice.table(["metric", "what it is", "unit"], [
-        [r["name"], r.get("title") or r.get("long_name") or r.get("phrase") or "",
-         r.get("units") or r.get("unit") or ""] for r in rows])
+    voice.table(
+        ["metric", "what it is", "unit"],
+        [
+            [
+                r["name"],
+                r.get("title") or r.get("long_name") or r.get("phrase") or "",
+                r.get("units") or r.get("unit") or "",
+            ]
+            for r in rows
+        ],
+    )
     return DONE
 
 
@@ -98,24 +133,35 @@ def _facts(metric: Any) -> dict[str, Any]:
         shallow = {k: getattr(metric, k) for k in metric.__dataclass_fields__}
     else:
         shallow = {k: v for k, v in vars(metric).items() if not k.startswith("_")}
-    return {k: (asdict(v) if is_dataclass(v) and not isinstance(v, type) else v)
-            for k, v in shallow.items()
-            if isinstance(v, (str, int, float, bool, tuple, list, dict))}
+    return {
+        k: (asdict(v) if is_dataclass(v) and not isinstance(v, type) else v)
+        for k, v in shallow.items()
+        if isinstance(v, (str, int, float, bool, tuple, list, dict))
+    }
 
 
 def machine(voice: Voice) -> int:
     """Versions and memory, where no model is named."""
     from interp.run import default_memory, free_memory, git_revision, versions
 
-    body = {"versions": versions("transformer_lens"), "git_revision": git_revision(),
-            "free_memory": free_memory(), "memory_per_run": default_memory("cpu")}
+    body = {
+        "versions": versions("transformer_lens"),
+        "git_revision": git_revision(),
+        "free_memory": free_memory(),
+        "memory_per_run": default_memory("cpu"),
+    }
     if voice.as_json:
         voice.document(body)
         return DONE
-    voice.table(["what", "found"], [
-        *[[k, v] for k, v in body["versions"].items()], ["git revision", body["git_revision"]],
-        ["free memory", size(body["free_memory"])],
-        ["memory a run may use", size(body["memory_per_run"])]])
+    voice.table(
+        ["what", "found"],
+        [
+            *[[k, v] for k, v in body["versions"].items()],
+            ["git revision", body["git_revision"]],
+            ["free memory", size(body["free_memory"])],
+            ["memory a run may use", size(body["memory_per_run"])],
+        ],
+    )
     voice.note("Add --model M to check a model.")
     return DONE
 
@@ -130,17 +176,37 @@ def doctor(found: Mapping[str, Any], voice: Voice) -> int:
     for title, value in found.items():
         if isinstance(value, (str, int, float)) and not isinstance(value, bool):
             voice.line(f"{title.replace('_', ' ')}: {value}")
-    _section(voice, "Self-checks", ["verdict", "check", "value", "at most", "note"], [
-        ["passed" if c.get("passed") else "FAILED", c.get("title") or c.get("name"),
-         c.get("value"), c.get("tolerance"), c.get("note")] for c in checks])
+    _section(
+        voice,
+        "Self-checks",
+        ["verdict", "check", "value", "at most", "note"],
+        [
+            [
+                "passed" if c.get("passed") else "FAILED",
+                c.get("title") or c.get("name"),
+                c.get("value"),
+                c.get("tolerance"),
+                c.get("note"),
+            ]
+            for c in checks
+        ],
+    )
     capabilities = found.get("capabilities") or ()
-    _section(voice, "Capabilities", ["what", "there", "reason"], [
-        [c.get("name"), "yes" if c.get("ok") else "no", c.get("reason")] for c in capabilities])
+    _section(
+        voice,
+        "Capabilities",
+        ["what", "there", "reason"],
+        [[c.get("name"), "yes" if c.get("ok") else "no", c.get("reason")] for c in capabilities],
+    )
     for key in ("drift", "dtypes", "versions", "shape"):
         value = found.get(key)
         if isinstance(value, Mapping):
-            _section(voice, key.capitalize(), ["what", "found"],
-                     [[k, _short(v)] for k, v in value.items()])
+            _section(
+                voice,
+                key.capitalize(),
+                ["what", "found"],
+                [[k, _short(v)] for k, v in value.items()],
+            )
         elif isinstance(value, list) and value and isinstance(value[0], Mapping):
             names = list(value[0])
             _section(voice, key.capitalize(), names, [[r.get(n) for n in names] for r in value])
@@ -163,8 +229,10 @@ def help_of_run(ctx: typer.Context, method: str | None, voice: Voice, asked: boo
     """Help of ``interp run``; with a method named, also its question and knobs."""
     if method is None or method.startswith("-"):
         if not asked:
-            raise UsageError("No method was given.",
-                             remedy="`interp list methods` shows them; then interp run METHOD …")
+            raise UsageError(
+                "No method was given.",
+                remedy="`interp list methods` shows them; then interp run METHOD …",
+            )
         typer.echo(ctx.get_help())
         return DONE
     from interp.cli.knobs import knob_rows, method_class
@@ -173,8 +241,10 @@ def help_of_run(ctx: typer.Context, method: str | None, voice: Voice, asked: boo
     voice.line(f"Usage: interp run {kind.key()} --model M --task T [--knob value …]", "bold")
     voice.line()
     voice.line(f"{kind.title}. {kind.question}".strip())
-    voice.line(f"Takes: {', '.join(kind.accepts())}. Needs: {', '.join(kind.needs) or 'nothing'}."
-               + (f" See: {', '.join(kind.citations)}." if kind.citations else ""))
+    voice.line(
+        f"Takes: {', '.join(kind.accepts())}. Needs: {', '.join(kind.needs) or 'nothing'}."
+        + (f" See: {', '.join(kind.citations)}." if kind.citations else "")
+    )
     voice.line()
     voice.table(["knob", "takes", "default", "what it does"], knob_rows(kind), title="Knobs")
     voice.line()

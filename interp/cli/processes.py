@@ -20,8 +20,10 @@ ROOT = Path(__file__).resolve().parents[2]
 def workbench(words: Sequence[str]) -> int:
     """Start ``python -m apps.workbench`` with the same options, and stay with it."""
     if importlib.util.find_spec("apps") is None:
-        raise InterpError("The workbench is not installed with this copy of interp.",
-                          remedy="Install interp from its source folder or wheel.")
+        raise InterpError(
+            "The workbench is not installed with this copy of interp.",
+            remedy="Install interp from its source folder or wheel.",
+        )
     return call([sys.executable, "-m", "apps.workbench", *words])
 
 
@@ -34,8 +36,11 @@ def call(words: Sequence[str], **options: Any) -> int:
                 break
             except KeyboardInterrupt:
                 continue
-    return INTERRUPTED if code in (-signal.SIGINT, INTERRUPTED) else max(code, 0) or (
-        FAILED if code else DONE)
+    return (
+        INTERRUPTED
+        if code in (-signal.SIGINT, INTERRUPTED)
+        else max(code, 0) or (FAILED if code else DONE)
+    )
 
 
 def benchmarks() -> dict[str, str]:
@@ -60,8 +65,11 @@ def bench(name: str | None, words: Sequence[str]) -> int:
             voice.document([{"name": k, "title": v} for k, v in known.items()])
         else:
             voice.table(["benchmark", "what it times"], list(known.items()))
-            voice.note("`interp bench NAME --help` lists the options of one."
-                       if known else "Benchmarks come with the source folder, which is not here.")
+            voice.note(
+                "`interp bench NAME --help` lists the options of one."
+                if known
+                else "Benchmarks come with the source folder, which is not here."
+            )
         return DONE
     if name != "all" and name not in known:
         raise unknown_name("benchmark", name, [*known, "all"])
@@ -77,8 +85,13 @@ def _all_json(chosen: Sequence[str], words: Sequence[str]) -> int:
     found: dict[str, Any] = {}
     worst = DONE
     for name in chosen:
-        done = subprocess.run([sys.executable, "-m", f"benchmarks.{name}", *words], cwd=ROOT,
-                              stdout=subprocess.PIPE, text=True, check=False)
+        done = subprocess.run(
+            [sys.executable, "-m", f"benchmarks.{name}", *words],
+            cwd=ROOT,
+            stdout=subprocess.PIPE,
+            text=True,
+            check=False,
+        )
         worst = worst or done.returncode
         try:
             found[name] = json.loads(done.stdout)

@@ -55,8 +55,13 @@ class Voice:
         """A line of the result, on stdout."""
         console().print(plain(text, style), soft_wrap=True)
 
-    def table(self, columns: Sequence[str], rows: Iterable[Sequence[Any]], title: str = "",
-              right: Iterable[str] = ()) -> None:
+    def table(
+        self,
+        columns: Sequence[str],
+        rows: Iterable[Sequence[Any]],
+        title: str = "",
+        right: Iterable[str] = (),
+    ) -> None:
         """Rows on stdout; as tab-separated lines where stdout is no terminal."""
         rows = [[visible(_cell(c)) for c in row] for row in rows]
         out = console()
@@ -69,8 +74,13 @@ class Voice:
         from rich.table import Table
 
         right = set(right)
-        table = Table(title=plain(title) if title else None, title_justify="left",
-                      header_style="bold", box=None, pad_edge=False)
+        table = Table(
+            title=plain(title) if title else None,
+            title_justify="left",
+            header_style="bold",
+            box=None,
+            pad_edge=False,
+        )
         for name in columns:
             table.add_column(name, justify="right" if name in right else "left", overflow="fold")
         for row in rows:
@@ -82,8 +92,13 @@ def console(stderr: bool = False) -> Console:
     """A rich console on the stream as it is now; ``NO_COLOR`` is rich's own rule."""
     from rich.console import Console
 
-    return Console(stderr=stderr, highlight=False, markup=False, emoji=False,
-                   no_color=bool(os.environ.get("NO_COLOR")) or None)
+    return Console(
+        stderr=stderr,
+        highlight=False,
+        markup=False,
+        emoji=False,
+        no_color=bool(os.environ.get("NO_COLOR")) or None,
+    )
 
 
 def plain(text: str, style: str = "") -> Any:
@@ -98,8 +113,11 @@ def visible(text: str) -> str:
     import unicodedata
 
     return "".join(
-        c if c in "\n\t" or unicodedata.category(c) not in ("Cc", "Cf", "Cs", "Zl", "Zp")
-        else f"\\u{ord(c):04x}" for c in text)
+        c
+        if c in "\n\t" or unicodedata.category(c) not in ("Cc", "Cf", "Cs", "Zl", "Zp")
+        else f"\\u{ord(c):04x}"
+        for c in text
+    )
 
 
 def _cell(value: Any) -> str:
@@ -129,8 +147,12 @@ def tell_error(error: InterpError, voice: Voice) -> int:
     if error.remedy:
         lines.append(error.remedy)
     if voice.as_json:
-        body: dict[str, Any] = {"error": error.message, "remedy": error.remedy,
-                                "kind": type(error).__name__, "exit_code": error.exit_code}
+        body: dict[str, Any] = {
+            "error": error.message,
+            "remedy": error.remedy,
+            "kind": type(error).__name__,
+            "exit_code": error.exit_code,
+        }
         if isinstance(error, TaskError):
             body["rows"] = [list(r) for r in error.rows]
         voice.document(body)
@@ -144,8 +166,7 @@ def check_rows(checks: Iterable[Check]) -> list[list[Any]]:
     """The trust panel as rows: verdict, title, value, bound, note."""
     rows = []
     for c in checks:
-        bound = "" if c.tolerance is None else (
-            f"{'≥' if c.at_least else '≤'} {c.tolerance:.3g}")
+        bound = "" if c.tolerance is None else (f"{'≥' if c.at_least else '≤'} {c.tolerance:.3g}")
         verdict = "stated" if c.tolerance is None else "passed" if c.passed else "FAILED"
         rows.append([verdict, c.title, float(c.value), bound, c.note])
     return rows
@@ -153,10 +174,13 @@ def check_rows(checks: Iterable[Check]) -> list[list[Any]]:
 
 def tell_checks(checks: Sequence[Check], voice: Voice) -> int:
     """The trust panel on stdout; the exit code."""
-    voice.table(["verdict", "check", "value", "wanted", "note"], check_rows(checks),
-                right=["value"])
+    voice.table(
+        ["verdict", "check", "value", "wanted", "note"], check_rows(checks), right=["value"]
+    )
     failed = [c for c in checks if not c.passed]
     if failed:
-        voice.line(f"{len(failed)} of {len(checks)} checks failed: read these numbers with that "
-                   "in mind.", "bold yellow")
+        voice.line(
+            f"{len(failed)} of {len(checks)} checks failed: read these numbers with that in mind.",
+            "bold yellow",
+        )
     return UNTRUSTED if failed else DONE

@@ -37,9 +37,13 @@ def runs(store: Path | None, voice: Voice, *, limit: int, **wanted: str | None) 
     if voice.as_json:
         voice.document([vars(r) for r in rows])
         return DONE
-    voice.table(["run", "when", "method", "model", "task", "trust", "tags"], [
-        [r.id[:8], when(r.created), r.method, r.model, r.task, _trust(r), ", ".join(r.tags)]
-        for r in rows])
+    voice.table(
+        ["run", "when", "method", "model", "task", "trust", "tags"],
+        [
+            [r.id[:8], when(r.created), r.method, r.model, r.task, _trust(r), ", ".join(r.tags)]
+            for r in rows
+        ],
+    )
     if not rows:
         voice.note("No run matches. `interp run METHOD --model M --task T` makes one.")
     return DONE
@@ -67,9 +71,13 @@ def show(run_id: str, store: Path | None, html: Path | None, voice: Voice) -> in
     code = tell(result, voice)
     voice.line()
     facts = {k: v for k, v in result.provenance.items() if v is not None}
-    voice.table(["provenance", "value"], [
-        [k, v if isinstance(v, (str, int, float)) else json.dumps(v, default=str)]
-        for k, v in facts.items()])
+    voice.table(
+        ["provenance", "value"],
+        [
+            [k, v if isinstance(v, (str, int, float)) else json.dumps(v, default=str)]
+            for k, v in facts.items()
+        ],
+    )
     voice.line()
     voice.line("Run it again:")
     voice.line(result.to_command())
@@ -86,11 +94,16 @@ def tell(result: Any, voice: Voice) -> int:
     voice.line(result.stamp)
     names = drawn_names(result.data)
     if names:
-        table = table_of(result.data, names[0], tokens=result.tokens, largest_first=True,
-                         limit=MOST_CELLS)
+        table = table_of(
+            result.data, names[0], tokens=result.tokens, largest_first=True, limit=MOST_CELLS
+        )
         voice.line()
-        voice.table(table.columns, table.rows, right=["value", "± se"],
-                    title=f"{table.title}: the {len(table.rows)} largest of {table.total}")
+        voice.table(
+            table.columns,
+            table.rows,
+            right=["value", "± se"],
+            title=f"{table.title}: the {len(table.rows)} largest of {table.total}",
+        )
         if len(names) > 1:
             voice.line(f"Also: {', '.join(names[1:])}.")
     voice.line()
@@ -100,8 +113,12 @@ def tell(result: Any, voice: Voice) -> int:
 def body_of(result: Any, **places: Path | None) -> dict[str, Any]:
     """A result as the one JSON document of ``--json``."""
     body = json.loads(result.to_json())
-    more = {"run_id": result.run_id, "spec_hash": result.spec_hash, "passed": result.passed,
-            "command": result.to_command()}
+    more = {
+        "run_id": result.run_id,
+        "spec_hash": result.spec_hash,
+        "passed": result.passed,
+        "command": result.to_command(),
+    }
     more |= {k: str(v) for k, v in places.items() if v is not None}
     return {**more, **body}
 
@@ -115,14 +132,18 @@ def compare_runs(first: str, second: str, store: Path | None, voice: Voice) -> i
     if voice.as_json:
         voice.document(found.to_json())
         return DONE
-    voice.table(["array", "largest difference", "unit", "correlation", "cells", "remark"], [
-        [a.name, a.max_abs, a.units, a.correlation, a.cells, a.reason] for a in found.arrays],
-        title="Numbers", right=["largest difference", "correlation", "cells"])
+    voice.table(
+        ["array", "largest difference", "unit", "correlation", "cells", "remark"],
+        [[a.name, a.max_abs, a.units, a.correlation, a.cells, a.reason] for a in found.arrays],
+        title="Numbers",
+        right=["largest difference", "correlation", "cells"],
+    )
     for title, rows in (("Spec", found.spec), ("Provenance", found.provenance)):
         if rows:
             voice.line()
-            voice.table(["what", first, second], [[p, _text(a), _text(b)] for p, a, b in rows],
-                        title=title)
+            voice.table(
+                ["what", first, second], [[p, _text(a), _text(b)] for p, a, b in rows], title=title
+            )
     voice.line("Every number both have is equal." if found.same else "The numbers differ.")
     return DONE
 
@@ -157,8 +178,15 @@ def delete(run_ids: Sequence[str], yes: bool, store: Path | None, voice: Voice) 
     return DONE
 
 
-def label(run_id: str, store: Path | None, voice: Voice, *, tags: Sequence[str] = (),
-          remove: Sequence[str] = (), note: str | None = None) -> int:
+def label(
+    run_id: str,
+    store: Path | None,
+    voice: Voice,
+    *,
+    tags: Sequence[str] = (),
+    remove: Sequence[str] = (),
+    note: str | None = None,
+) -> int:
     """Set tags or a note."""
     kept = opened(store)
     full = kept.resolve(run_id)
@@ -193,9 +221,20 @@ def jobs(store: Path | None, voice: Voice) -> int:
     if voice.as_json:
         voice.document(rows)
         return DONE
-    voice.table(["job", "state", "progress", "when", "what", "message"], [
-        [str(r["id"])[:8], r["state"], _share(r), when(r.get("created")), _what(r),
-         r.get("error") or r.get("message")] for r in rows])
+    voice.table(
+        ["job", "state", "progress", "when", "what", "message"],
+        [
+            [
+                str(r["id"])[:8],
+                r["state"],
+                _share(r),
+                when(r.get("created")),
+                _what(r),
+                r.get("error") or r.get("message"),
+            ]
+            for r in rows
+        ],
+    )
     if not rows:
         voice.note("No job. The workbench (`interp app`) makes them.")
     return DONE
@@ -221,14 +260,22 @@ def job(verb: str, job_id: str, store: Path | None, voice: Voice) -> int:
     found = [_job_json(j)["id"] for j in queue.list()]
     near = [i for i in found if str(i).startswith(job_id)]
     if len(near) != 1:
-        raise UsageError(f"{len(near) or 'No'} jobs begin with {job_id!r}.",
-                         remedy="`interp jobs list` shows them.")
+        raise UsageError(
+            f"{len(near) or 'No'} jobs begin with {job_id!r}.",
+            remedy="`interp jobs list` shows them.",
+        )
     if verb != "show":
         getattr(queue, verb)(near[0])
     row = _job_json(queue.show(near[0]))
     if voice.as_json:
         voice.document(row)
         return DONE
-    voice.table(["what", "value"], [[k, v if isinstance(v, (str, int, float)) else json.dumps(
-        v, default=str)] for k, v in row.items() if v is not None])
+    voice.table(
+        ["what", "value"],
+        [
+            [k, v if isinstance(v, (str, int, float)) else json.dumps(v, default=str)]
+            for k, v in row.items()
+            if v is not None
+        ],
+    )
     return DONE

@@ -13,7 +13,23 @@ from interp.figures.tables import Table, table_of
 from interp.figures.text import escape, glyphs, number, token_axis
 
 __all__ = [
-    "PALETTES", "Picture", "Plan", "Table", "drawn_names", "escape", "figure_json", "figures_of",
-    "glyphs", "number", "pattern_grid", "picture", "plan_of", "plotly_script", "selectors_of",
-    "table_of", "theme", "token_axis", "token_rows",
+    "PALETTES",
+    "Picture",
+    "Plan",
+    "Table",
+    "drawn_names",
+    "escape",
+    "figure_json",
+    "figures_of",
+    "glyphs",
+    "number",
+    "pattern_grid",
+    "picture",
+    "plan_of",
+    "plotly_script",
+    "selectors_of",
+    "table_of",
+    "theme",
+    "token_axis",
+    "token_rows",
 ]

@@ -13,9 +13,16 @@ if TYPE_CHECKING:
     import xarray as xr
 
 TITLES = {
-    "kv_head": "key/value head", "layer_skipped": "layer skipped", "layer_a": "layer of A",
-    "layer_b": "layer of B", "label_b": "other label", "src": "from", "dst": "to",
-    "kl_direction": "KL direction", "top": "rank", "d_model": "residual coordinate",
+    "kv_head": "key/value head",
+    "layer_skipped": "layer skipped",
+    "layer_a": "layer of A",
+    "layer_b": "layer of B",
+    "label_b": "other label",
+    "src": "from",
+    "dst": "to",
+    "kl_direction": "KL direction",
+    "top": "rank",
+    "d_model": "residual coordinate",
     "d_head": "head coordinate",
 }
 
@@ -89,8 +96,11 @@ def axis_of(
     text = [plain(r if len(r) <= 32 else r[:31] + "…") for r in raw]
     wide = max((len(t) for t in text), default=0) * len(ticks)
     layout = {
-        "tickmode": "array", "tickvals": ticks, "ticktext": [text[i] for i in ticks],
-        "range": [-0.5, len(labels) - 0.5], "automargin": True,
+        "tickmode": "array",
+        "tickvals": ticks,
+        "ticktext": [text[i] for i in ticks],
+        "range": [-0.5, len(labels) - 0.5],
+        "automargin": True,
         "tickangle": -45 if wide > 90 else 0,
     }
     title = title_of(name)
@@ -98,20 +108,37 @@ def axis_of(
     return Axis(name, title, names, layout, "", values, text, raw)
 
 
-def _token(name: str, labels: list[Any], texts: list[str | None], marks: list[bool],
-           note: str) -> Axis:
+def _token(
+    name: str, labels: list[Any], texts: list[str | None], marks: list[bool], note: str
+) -> Axis:
     axis = token_axis(texts, marks=marks if any(marks) else None)
-    names = [f"{title_of(name)} {label} {text}".rstrip()
-             for label, text in zip(labels, axis.names, strict=True)]
-    short = [str(k) if t is None else shown(t, LONGEST_LABEL)
-             for k, t in zip(labels, texts, strict=True)]
-    return Axis(name, title_of(name), names, axis.layout(), note, list(axis.x), short,
-                [f"{k} {glyphs(t)}" if t is not None else str(k)
-                 for k, t in zip(labels, texts, strict=True)])
+    names = [
+        f"{title_of(name)} {label} {text}".rstrip()
+        for label, text in zip(labels, axis.names, strict=True)
+    ]
+    short = [
+        str(k) if t is None else shown(t, LONGEST_LABEL) for k, t in zip(labels, texts, strict=True)
+    ]
+    return Axis(
+        name,
+        title_of(name),
+        names,
+        axis.layout(),
+        note,
+        list(axis.x),
+        short,
+        [
+            f"{k} {glyphs(t)}" if t is not None else str(k)
+            for k, t in zip(labels, texts, strict=True)
+        ],
+    )
 
 
 def _words(
-    array: xr.DataArray, name: str, labels: list[Any], tokens: Mapping[str, Any] | None,
+    array: xr.DataArray,
+    name: str,
+    labels: list[Any],
+    tokens: Mapping[str, Any] | None,
     picked: Mapping[str, Any],
 ) -> tuple[list[str | None], list[bool], str] | None:
     """Texts of the positions of an axis, where several prompts disagree, and a note."""

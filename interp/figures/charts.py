@@ -17,8 +17,13 @@ MOST_BARS = 400
 """More entries than this are drawn as a line of points."""
 
 
-def _spoken(names: Sequence[str], values: np.ndarray, units: str,
-            error: np.ndarray | None = None, prefix: str = "") -> list[str]:
+def _spoken(
+    names: Sequence[str],
+    values: np.ndarray,
+    units: str,
+    error: np.ndarray | None = None,
+    prefix: str = "",
+) -> list[str]:
     tail = "" if units in ("", "1") else f" {plain(units)}"
     out = []
     for i, name in enumerate(names):
@@ -34,24 +39,43 @@ def _y_title(long_name: str, units: str) -> dict[str, Any]:
 
 
 def _along(figure: go.Figure, x: Axis) -> None:
-    figure.update_xaxes(**{**x.layout, "title": {"text": plain(x.title)}}, showgrid=False,
-                        zeroline=False)
+    figure.update_xaxes(
+        **{**x.layout, "title": {"text": plain(x.title)}}, showgrid=False, zeroline=False
+    )
 
 
-def bars(values: np.ndarray, x: Axis, *, long_name: str, units: str,
-         error: np.ndarray | None = None, interval: Any = None) -> go.Figure:
+def bars(
+    values: np.ndarray,
+    x: Axis,
+    *,
+    long_name: str,
+    units: str,
+    error: np.ndarray | None = None,
+    interval: Any = None,
+) -> go.Figure:
     """One number an entry; whiskers are the interval, or ± one standard error."""
     values = np.asarray(values, dtype=float)
     customdata = _spoken(x.names, values, units, error)
     whiskers = None
     if interval is not None:
         low, high = (np.asarray(v, dtype=float) for v in interval)
-        whiskers = {"type": "data", "symmetric": False, "array": high - values,
-                    "arrayminus": values - low, "thickness": 1.2, "width": 4}
+        whiskers = {
+            "type": "data",
+            "symmetric": False,
+            "array": high - values,
+            "arrayminus": values - low,
+            "thickness": 1.2,
+            "width": 4,
+        }
     elif error is not None:
         whiskers = {"type": "data", "array": error, "thickness": 1.2, "width": 4}
-    common = {"x": x.values, "y": values.astype(np.float32), "customdata": customdata,
-              "hovertemplate": "%{customdata}<extra></extra>", "error_y": whiskers}
+    common = {
+        "x": x.values,
+        "y": values.astype(np.float32),
+        "customdata": customdata,
+        "hovertemplate": "%{customdata}<extra></extra>",
+        "error_y": whiskers,
+    }
     if len(values) <= MOST_BARS:
         trace: Any = go.Bar(marker={"color": SERIES[0], "line": {"width": 0}}, **common)
     else:
@@ -59,20 +83,34 @@ def bars(values: np.ndarray, x: Axis, *, long_name: str, units: str,
     figure = go.Figure(trace)
     missing = np.flatnonzero(~np.isfinite(values))
     if missing.size:
-        figure.add_trace(go.Scatter(
-            x=[x.values[i] for i in missing], y=[0] * missing.size, mode="markers",
-            marker={"symbol": "x-thin-open", "size": 9, "color": LIGHT["text"]},
-            customdata=[f"{x.names[i]}<br><b>undefined</b>" for i in missing],
-            hovertemplate="%{customdata}<extra></extra>", showlegend=False,
-            meta={"role": "clipped"}))
+        figure.add_trace(
+            go.Scatter(
+                x=[x.values[i] for i in missing],
+                y=[0] * missing.size,
+                mode="markers",
+                marker={"symbol": "x-thin-open", "size": 9, "color": LIGHT["text"]},
+                customdata=[f"{x.names[i]}<br><b>undefined</b>" for i in missing],
+                hovertemplate="%{customdata}<extra></extra>",
+                showlegend=False,
+                meta={"role": "clipped"},
+            )
+        )
     _along(figure, x)
     figure.update_yaxes(title=_y_title(long_name, units), zeroline=True, tickformat="~g")
     figure.update_layout(height=380, bargap=0.25, showlegend=False)
     return figure
 
 
-def curves(values: np.ndarray, x: Axis, numbers: Sequence[float], lines: Axis | None, *,
-           long_name: str, units: str, error: np.ndarray | None = None) -> go.Figure:
+def curves(
+    values: np.ndarray,
+    x: Axis,
+    numbers: Sequence[float],
+    lines: Axis | None,
+    *,
+    long_name: str,
+    units: str,
+    error: np.ndarray | None = None,
+) -> go.Figure:
     """Lines over a numeric axis: colour, dash and marker differ together.
 
     Args:
@@ -92,26 +130,40 @@ def curves(values: np.ndarray, x: Axis, numbers: Sequence[float], lines: Axis | 
         name = lines.names[k] if lines else plain(long_name)
         prefix = f"{name}<br>" if lines else ""
         side = None if errors is None else errors[:, k]
-        figure.add_trace(go.Scatter(
-            x=np.asarray(numbers, dtype=np.float32), y=table[:, k].astype(np.float32),
-            mode="lines+markers" if len(numbers) <= 60 else "lines", name=name,
-            line={"color": SERIES[k % len(SERIES)], "dash": DASHES[k % len(DASHES)], "width": 2},
-            marker={"symbol": SYMBOLS[k % len(SYMBOLS)], "size": 7},
-            customdata=_spoken(x.names, table[:, k], units, side, prefix),
-            hovertemplate="%{customdata}<extra></extra>",
-            error_y=None if side is None else {"type": "data", "array": side, "thickness": 1}))
-    figure.update_xaxes(title={"text": plain(x.title)}, automargin=True, tickformat="~g",
-                        zeroline=False)
+        figure.add_trace(
+            go.Scatter(
+                x=np.asarray(numbers, dtype=np.float32),
+                y=table[:, k].astype(np.float32),
+                mode="lines+markers" if len(numbers) <= 60 else "lines",
+                name=name,
+                line={
+                    "color": SERIES[k % len(SERIES)],
+                    "dash": DASHES[k % len(DASHES)],
+                    "width": 2,
+                },
+                marker={"symbol": SYMBOLS[k % len(SYMBOLS)], "size": 7},
+                customdata=_spoken(x.names, table[:, k], units, side, prefix),
+                hovertemplate="%{customdata}<extra></extra>",
+                error_y=None if side is None else {"type": "data", "array": side, "thickness": 1},
+            )
+        )
+    figure.update_xaxes(
+        title={"text": plain(x.title)}, automargin=True, tickformat="~g", zeroline=False
+    )
     if numbers and min(numbers) > 0 and max(numbers) / min(numbers) > 200:
         figure.update_xaxes(type="log")
     figure.update_yaxes(title=_y_title(long_name, units), tickformat="~g")
-    figure.update_layout(height=400, showlegend=lines is not None,
-                         legend={"title": {"text": plain(lines.title)}} if lines else None)
+    figure.update_layout(
+        height=400,
+        showlegend=lines is not None,
+        legend={"title": {"text": plain(lines.title)}} if lines else None,
+    )
     return figure
 
 
-def whiskers(values: np.ndarray, bound: Axis, x: Axis | None, *, long_name: str,
-             units: str) -> go.Figure:
+def whiskers(
+    values: np.ndarray, bound: Axis, x: Axis | None, *, long_name: str, units: str
+) -> go.Figure:
     """Bounds of one quantity: a line from the least to the largest, a marker for each.
 
     Args:
@@ -133,15 +185,32 @@ def whiskers(values: np.ndarray, bound: Axis, x: Axis | None, *, long_name: str,
         if column.size:
             line_x += [at, at, None]
             line_y += [float(column.min()), float(column.max()), None]
-    figure.add_trace(go.Scatter(x=line_x, y=line_y, mode="lines", hoverinfo="skip",
-                                line={"color": LIGHT["hatch"], "width": 2}, showlegend=False))
+    figure.add_trace(
+        go.Scatter(
+            x=line_x,
+            y=line_y,
+            mode="lines",
+            hoverinfo="skip",
+            line={"color": LIGHT["hatch"], "width": 2},
+            showlegend=False,
+        )
+    )
     for k in range(table.shape[0]):
-        figure.add_trace(go.Scatter(
-            x=where, y=table[k].astype(np.float32), mode="markers", name=bound.names[k],
-            marker={"symbol": SYMBOLS[k % len(SYMBOLS)], "size": 10,
-                    "color": SERIES[k % len(SERIES)]},
-            customdata=_spoken(names, table[k], units, prefix=f"{bound.names[k]}<br>"),
-            hovertemplate="%{customdata}<extra></extra>"))
+        figure.add_trace(
+            go.Scatter(
+                x=where,
+                y=table[k].astype(np.float32),
+                mode="markers",
+                name=bound.names[k],
+                marker={
+                    "symbol": SYMBOLS[k % len(SYMBOLS)],
+                    "size": 10,
+                    "color": SERIES[k % len(SERIES)],
+                },
+                customdata=_spoken(names, table[k], units, prefix=f"{bound.names[k]}<br>"),
+                hovertemplate="%{customdata}<extra></extra>",
+            )
+        )
     finite = table[np.isfinite(table)]
     if finite.size and finite.min() > 0 and finite.max() / finite.min() > 50:
         figure.update_yaxes(type="log", dtick="D2")
@@ -150,8 +219,9 @@ def whiskers(values: np.ndarray, bound: Axis, x: Axis | None, *, long_name: str,
     else:
         figure.update_xaxes(tickvals=[], range=[-1, 1], showgrid=False, zeroline=False)
     figure.update_yaxes(title=_y_title(long_name, units), tickformat="~g")
-    figure.update_layout(height=400, showlegend=True,
-                         legend={"title": {"text": plain(bound.title)}})
+    figure.update_layout(
+        height=400, showlegend=True, legend={"title": {"text": plain(bound.title)}}
+    )
     return figure
 
 
@@ -165,11 +235,27 @@ def card(value: Any, *, units: str, error: float | None = None, interval: Any = 
     if interval is not None and np.isfinite(interval[0]):
         lines.append(f"interval {number(interval[0])} to {number(interval[1])}")
     figure = go.Figure()
-    figure.add_annotation(text=lines[0], x=0.5, y=0.62, xref="paper", yref="paper",
-                          showarrow=False, font={"size": 34}, name="value")
+    figure.add_annotation(
+        text=lines[0],
+        x=0.5,
+        y=0.62,
+        xref="paper",
+        yref="paper",
+        showarrow=False,
+        font={"size": 34},
+        name="value",
+    )
     if len(lines) > 1:
-        figure.add_annotation(text="<br>".join(lines[1:]), x=0.5, y=0.12, xref="paper",
-                              yref="paper", showarrow=False, font={"size": 14}, name="quiet")
+        figure.add_annotation(
+            text="<br>".join(lines[1:]),
+            x=0.5,
+            y=0.12,
+            xref="paper",
+            yref="paper",
+            showarrow=False,
+            font={"size": 14},
+            name="quiet",
+        )
     figure.update_xaxes(visible=False)
     figure.update_yaxes(visible=False)
     figure.update_layout(height=220)

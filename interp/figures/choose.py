@@ -13,11 +13,15 @@ from interp.terms.errors import UsageError, near_misses
 if TYPE_CHECKING:
     import xarray as xr
 
-Kind = Literal["patterns", "graph", "image", "curve", "whiskers", "square", "grid", "words",
-               "bars", "card"]
+Kind = Literal[
+    "patterns", "graph", "image", "curve", "whiskers", "square", "grid", "words", "bars", "card"
+]
 
 SQUARES: tuple[tuple[str, str], ...] = (
-    ("query", "key"), ("boundary", "layer_skipped"), ("layer_a", "layer_b"), ("label", "label_b"),
+    ("query", "key"),
+    ("boundary", "layer_skipped"),
+    ("layer_a", "layer_b"),
+    ("label", "label_b"),
 )
 """Pairs of one kind, (y, x): drawn as a square map."""
 
@@ -136,8 +140,12 @@ def _by_kinds(dims: list[str], sizes: dict[str, int], words: bool) -> Plan:
     kinds = [kind_of(d) for d in main]
     if len(main) == 3 and sorted(kinds)[:2] == ["head", "layer"]:
         return _stacked(main, dims, sizes)
-    main.sort(key=lambda d: (kind_of(d) == "small", ROWS.index(kind_of(d))
-                             if kind_of(d) in ROWS else len(ROWS)))
+    main.sort(
+        key=lambda d: (
+            kind_of(d) == "small",
+            ROWS.index(kind_of(d)) if kind_of(d) in ROWS else len(ROWS),
+        )
+    )
     first = main[0]
     second = next((d for d in main[1:] if kind_of(d) != kind_of(first)), main[1])
     pair = tuple(sorted((first, second), key=lambda d: _row_rank(d)))
@@ -182,8 +190,10 @@ def spoken_labels(array: xr.DataArray, axis: str) -> list[Any]:
         if named in beside:
             return _values(array, named)
     if "layer" in beside and not isinstance(labels[0] if labels else "", str):
-        return [f"L{layer} {axis[0].upper()}{label}"
-                for layer, label in zip(_values(array, "layer"), labels, strict=True)]
+        return [
+            f"L{layer} {axis[0].upper()}{label}"
+            for layer, label in zip(_values(array, "layer"), labels, strict=True)
+        ]
     return labels
 
 

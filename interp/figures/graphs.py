@@ -30,8 +30,15 @@ def depth_of(label: str) -> float:
     return layer + (0.5 if re.match(r"(mlp|m)\s*\d*", low) else 0.0)
 
 
-def graph(values: np.ndarray, src: Sequence[str], dst: Sequence[str], *, signed: bool,
-          units: str, node_of: Any = None) -> tuple[go.Figure, list[str]]:
+def graph(
+    values: np.ndarray,
+    src: Sequence[str],
+    dst: Sequence[str],
+    *,
+    signed: bool,
+    units: str,
+    node_of: Any = None,
+) -> tuple[go.Figure, list[str]]:
     """Draw the largest edges.
 
     Args:
@@ -55,17 +62,26 @@ def graph(values: np.ndarray, src: Sequence[str], dst: Sequence[str], *, signed:
     figure = go.Figure()
     for negative in (False, True):
         for c, width in enumerate(WIDTHS):
-            chosen = [(i, j) for i, j in edges if (values[i, j] < 0) == negative
-                      and _class(abs(values[i, j]) / top) == c]
-            _edges(figure, [(place[src[i]], place[node_of(dst[j])]) for i, j in chosen],
-                   width, negative)
+            chosen = [
+                (i, j)
+                for i, j in edges
+                if (values[i, j] < 0) == negative and _class(abs(values[i, j]) / top) == c
+            ]
+            _edges(
+                figure,
+                [(place[src[i]], place[node_of(dst[j])]) for i, j in chosen],
+                width,
+                negative,
+            )
     _hovers(figure, values, src, dst, edges, place, node_of, units)
     _nodes(figure, place)
     figure.update_xaxes(visible=False)
     figure.update_yaxes(visible=False)
-    figure.update_layout(height=int(min(900, 240 + 62 * len({y for _, y in place.values()}))),
-                         showlegend=signed,
-                         legend={"orientation": "h", "y": 1.0, "yanchor": "bottom"})
+    figure.update_layout(
+        height=int(min(900, 240 + 62 * len({y for _, y in place.values()}))),
+        showlegend=signed,
+        legend={"orientation": "h", "y": 1.0, "yanchor": "bottom"},
+    )
     notes = []
     if found > len(edges):
         notes.append(f"the {len(edges)} largest of {found} edges; the table has all")
@@ -100,36 +116,75 @@ def _edges(figure: go.Figure, lines: list[Any], width: float, negative: bool) ->
         y += [y0, y1, None]
     label = "negative (dashed)" if negative else "positive"
     shown_already = any(t.name == label and t.showlegend for t in figure.data)
-    figure.add_trace(go.Scatter(
-        x=x, y=y, mode="lines", hoverinfo="skip", name=label, legendgroup=label,
-        showlegend=not shown_already, opacity=0.75,
-        line={"width": width, "color": SERIES[1 if negative else 0],
-              "dash": "dash" if negative else "solid"}))
+    figure.add_trace(
+        go.Scatter(
+            x=x,
+            y=y,
+            mode="lines",
+            hoverinfo="skip",
+            name=label,
+            legendgroup=label,
+            showlegend=not shown_already,
+            opacity=0.75,
+            line={
+                "width": width,
+                "color": SERIES[1 if negative else 0],
+                "dash": "dash" if negative else "solid",
+            },
+        )
+    )
 
 
-def _hovers(figure: go.Figure, values: np.ndarray, src: Sequence[str], dst: Sequence[str],
-            edges: list[tuple[int, int]], place: dict[str, tuple[float, float]], node_of: Any,
-            units: str) -> None:
+def _hovers(
+    figure: go.Figure,
+    values: np.ndarray,
+    src: Sequence[str],
+    dst: Sequence[str],
+    edges: list[tuple[int, int]],
+    place: dict[str, tuple[float, float]],
+    node_of: Any,
+    units: str,
+) -> None:
     points, text = [], []
     tail = "" if units in ("", "1") else f" {plain(units)}"
     for i, j in edges:
         (x0, y0), (x1, y1) = place[src[i]], place[node_of(dst[j])]
         points.append((x0 * 0.6 + x1 * 0.4, y0 * 0.6 + y1 * 0.4))
-        text.append(f"{shown(src[i])} → {shown(dst[j])}<br><b>{number(float(values[i, j]))}</b>"
-                    f"{tail}")
-    figure.add_trace(go.Scatter(
-        x=[p[0] for p in points], y=[p[1] for p in points], mode="markers", showlegend=False,
-        marker={"size": 9, "opacity": 0}, customdata=text,
-        hovertemplate="%{customdata}<extra></extra>"))
+        text.append(
+            f"{shown(src[i])} → {shown(dst[j])}<br><b>{number(float(values[i, j]))}</b>{tail}"
+        )
+    figure.add_trace(
+        go.Scatter(
+            x=[p[0] for p in points],
+            y=[p[1] for p in points],
+            mode="markers",
+            showlegend=False,
+            marker={"size": 9, "opacity": 0},
+            customdata=text,
+            hovertemplate="%{customdata}<extra></extra>",
+        )
+    )
 
 
 def _nodes(figure: go.Figure, place: dict[str, tuple[float, float]]) -> None:
     names = list(place)
-    figure.add_trace(go.Scatter(
-        x=[place[n][0] for n in names], y=[place[n][1] for n in names], mode="markers+text",
-        text=[shown(n, 18) for n in names], textposition="middle center", showlegend=False,
-        marker={"symbol": "square", "size": 38, "color": LIGHT["paper"],
-                "line": {"width": 1.4, "color": LIGHT["text"]}},
-        textfont={"size": 10, "color": LIGHT["text"]},
-        customdata=[shown(n) for n in names], hovertemplate="%{customdata}<extra></extra>",
-        meta={"role": "nodes"}))
+    figure.add_trace(
+        go.Scatter(
+            x=[place[n][0] for n in names],
+            y=[place[n][1] for n in names],
+            mode="markers+text",
+            text=[shown(n, 18) for n in names],
+            textposition="middle center",
+            showlegend=False,
+            marker={
+                "symbol": "square",
+                "size": 38,
+                "color": LIGHT["paper"],
+                "line": {"width": 1.4, "color": LIGHT["text"]},
+            },
+            textfont={"size": 10, "color": LIGHT["text"]},
+            customdata=[shown(n) for n in names],
+            hovertemplate="%{customdata}<extra></extra>",
+            meta={"role": "nodes"},
+        )
+    )

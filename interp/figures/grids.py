@@ -60,18 +60,32 @@ class Cells:
     notes: list[str] = field(default_factory=list)
 
 
-def heatmap(cells: Cells, *, palette: str = "RdBu", dark: bool = False,
-            square: bool = False, y_up: bool = True) -> go.Figure:
+def heatmap(
+    cells: Cells,
+    *,
+    palette: str = "RdBu",
+    dark: bool = False,
+    square: bool = False,
+    y_up: bool = True,
+) -> go.Figure:
     """Draw a map: numeric colour bar, undefined hatched, inert shaded, under the floor faded."""
     cells, block = pool(cells)
     low, high = limits(cells)
     figure = go.Figure(_trace(cells, palette, dark, low, high, block))
     _overlays(figure, cells, low, high)
     rows, columns = cells.values.shape
-    figure.update_xaxes(**{**cells.x.layout, "title": {"text": plain(cells.x.title)}},
-                        showgrid=False, zeroline=False, constrain="domain")
-    figure.update_yaxes(**{**cells.y.layout, "title": {"text": plain(cells.y.title)},
-                           "tickangle": 0}, showgrid=False, zeroline=False, constrain="domain")
+    figure.update_xaxes(
+        **{**cells.x.layout, "title": {"text": plain(cells.x.title)}},
+        showgrid=False,
+        zeroline=False,
+        constrain="domain",
+    )
+    figure.update_yaxes(
+        **{**cells.y.layout, "title": {"text": plain(cells.y.title)}, "tickangle": 0},
+        showgrid=False,
+        zeroline=False,
+        constrain="domain",
+    )
     if block != (1, 1):
         _coarse_ticks(figure, block, cells)
     if not y_up:
@@ -96,33 +110,50 @@ def limits(cells: Cells) -> tuple[float, float]:
         top = top if top > 0 else 1.0
         return -top, top
     top = cells.limit if cells.limit is not None else (float(finite.max()) if finite.size else 1.0)
-    low = cells.low if cells.low is not None else (
-        min(0.0, float(finite.min())) if finite.size else 0.0)
+    low = (
+        cells.low
+        if cells.low is not None
+        else (min(0.0, float(finite.min())) if finite.size else 0.0)
+    )
     return (low, top) if top > low else (low, low + 1.0)
 
 
-def _trace(cells: Cells, palette: str, dark: bool, low: float, high: float,
-           block: tuple[int, int]) -> go.Heatmap:
+def _trace(
+    cells: Cells, palette: str, dark: bool, low: float, high: float, block: tuple[int, int]
+) -> go.Heatmap:
     rows, columns = cells.values.shape
     hovers = cells.values.size <= MOST_HOVERS and block == (1, 1)
     unit = unit_text(cells.units)
     if hovers:
-        extra: dict[str, Any] = {"customdata": hover_grid(cells),
-                                 "hovertemplate": "%{customdata}<extra></extra>"}
+        extra: dict[str, Any] = {
+            "customdata": hover_grid(cells),
+            "hovertemplate": "%{customdata}<extra></extra>",
+        }
     else:
         y, x = template_safe(cells.y.title), template_safe(cells.x.title)
-        extra = {"hovertemplate":
-                 f"{y} %{{y}}, {x} %{{x}}<br>%{{z:.3g}} {template_safe(unit)}<extra></extra>"}
+        extra = {
+            "hovertemplate": f"{y} %{{y}}, {x} %{{x}}<br>%{{z:.3g}} {template_safe(unit)}<extra></extra>"
+        }
     return go.Heatmap(
         z=np.asarray(cells.values, dtype=np.float32),
         x=np.arange(columns, dtype=np.float32) * block[1] + (block[1] - 1) / 2,
         y=np.arange(rows, dtype=np.float32) * block[0] + (block[0] - 1) / 2,
-        zmin=float(low), zmax=float(high), zsmooth=False,
-        xgap=1 if columns <= 80 else 0, ygap=1 if rows <= 80 else 0,
-        colorscale=scale_of(cells.signed, palette, dark), hoverongaps=False,
-        colorbar={"title": {"text": plain(unit), "side": "right"}, "thickness": 14,
-                  "tickformat": "~g", "outlinewidth": 1, "len": 1.0},
-        meta={"role": "cells", "signed": int(cells.signed), "palette": palette}, **extra,
+        zmin=float(low),
+        zmax=float(high),
+        zsmooth=False,
+        xgap=1 if columns <= 80 else 0,
+        ygap=1 if rows <= 80 else 0,
+        colorscale=scale_of(cells.signed, palette, dark),
+        hoverongaps=False,
+        colorbar={
+            "title": {"text": plain(unit), "side": "right"},
+            "thickness": 14,
+            "tickformat": "~g",
+            "outlinewidth": 1,
+            "len": 1.0,
+        },
+        meta={"role": "cells", "signed": int(cells.signed), "palette": palette},
+        **extra,
     )
 
 
@@ -142,8 +173,9 @@ def hover_grid(cells: Cells) -> np.ndarray:
     out = np.empty((rows, columns), dtype=object)
     for i in range(rows):
         for j in range(columns):
-            out[i, j] = (f"{cells.y.names[i]}<br>{cells.x.names[j]}<br>"
-                         f"<b>{plain(sentence(cells, i, j))}</b>")
+            out[i, j] = (
+                f"{cells.y.names[i]}<br>{cells.x.names[j]}<br><b>{plain(sentence(cells, i, j))}</b>"
+            )
     return out
 
 
@@ -177,10 +209,18 @@ def _overlays(figure: go.Figure, cells: Cells, low: float, high: float) -> None:
     inert = np.zeros_like(undefined) if cells.inert is None else cells.inert & ~undefined
     faded = (np.abs(np.nan_to_num(values)) < cells.floor) & ~undefined & ~inert
     if faded.any():
-        figure.add_trace(go.Heatmap(
-            z=np.where(faded, 1, np.nan).astype(np.float32), showscale=False, hoverinfo="skip",
-            colorscale=[[0, LIGHT["paper"]], [1, LIGHT["paper"]]], zmin=0, zmax=1, opacity=0.6,
-            meta={"role": "fade"}))
+        figure.add_trace(
+            go.Heatmap(
+                z=np.where(faded, 1, np.nan).astype(np.float32),
+                showscale=False,
+                hoverinfo="skip",
+                colorscale=[[0, LIGHT["paper"]], [1, LIGHT["paper"]]],
+                zmin=0,
+                zmax=1,
+                opacity=0.6,
+                meta={"role": "fade"},
+            )
+        )
         cells.notes.append(f"faded: under the noise floor {number(cells.floor, 2)}")
     if inert.any():
         _hatch(figure, inert, "inert")
@@ -188,14 +228,23 @@ def _overlays(figure: go.Figure, cells: Cells, low: float, high: float) -> None:
     if undefined.any():
         _hatch(figure, undefined, "undefined")
         cells.notes.append("hatched: undefined")
-    outside = ~undefined & ((np.nan_to_num(values) > high * (1 + 1e-6) + 1e-12)
-                            | (np.nan_to_num(values) < low * (1 + 1e-6) - 1e-12))
+    outside = ~undefined & (
+        (np.nan_to_num(values) > high * (1 + 1e-6) + 1e-12)
+        | (np.nan_to_num(values) < low * (1 + 1e-6) - 1e-12)
+    )
     if cells.clipped and outside.any():
         y, x = np.nonzero(outside)
-        figure.add_trace(go.Scatter(
-            x=x[:2500], y=y[:2500], mode="markers", hoverinfo="skip", showlegend=False,
-            marker={"symbol": "x-thin-open", "size": 7, "color": LIGHT["text"]},
-            meta={"role": "clipped"}))
+        figure.add_trace(
+            go.Scatter(
+                x=x[:2500],
+                y=y[:2500],
+                mode="markers",
+                hoverinfo="skip",
+                showlegend=False,
+                marker={"symbol": "x-thin-open", "size": 7, "color": LIGHT["text"]},
+                meta={"role": "clipped"},
+            )
+        )
         cells.notes.append(f"×: beyond the scale ({int(outside.sum())} cells)")
 
 
@@ -203,17 +252,31 @@ def _hatch(figure: go.Figure, where: np.ndarray, role: str) -> None:
     boxes = rectangles(where)[:MOST_RECTANGLES]
     x = [b[1] + (b[3] - 1) / 2 for b in boxes]
     solid = role == "undefined"
-    pattern = {"shape": "/" if solid else ".", "size": 6 if solid else 5,
-               "solidity": 0.3 if solid else 0.22, "fgcolor": LIGHT["hatch"],
-               "fillmode": "overlay"}
+    pattern = {
+        "shape": "/" if solid else ".",
+        "size": 6 if solid else 5,
+        "solidity": 0.3 if solid else 0.22,
+        "fgcolor": LIGHT["hatch"],
+        "fillmode": "overlay",
+    }
     if solid:
         pattern["bgcolor"] = LIGHT["undefined"]
-    figure.add_trace(go.Bar(
-        x=x, y=[b[2] for b in boxes], base=[b[0] - 0.5 for b in boxes],
-        width=[b[3] for b in boxes], hoverinfo="skip", showlegend=False,
-        marker={"color": LIGHT["undefined"] if solid else "rgba(0,0,0,0)", "pattern": pattern,
-                "line": {"width": 0}},
-        meta={"role": role}))
+    figure.add_trace(
+        go.Bar(
+            x=x,
+            y=[b[2] for b in boxes],
+            base=[b[0] - 0.5 for b in boxes],
+            width=[b[3] for b in boxes],
+            hoverinfo="skip",
+            showlegend=False,
+            marker={
+                "color": LIGHT["undefined"] if solid else "rgba(0,0,0,0)",
+                "pattern": pattern,
+                "line": {"width": 0},
+            },
+            meta={"role": role},
+        )
+    )
     figure.update_layout(barmode="overlay", bargap=0)
 
 
@@ -244,10 +307,21 @@ def pool(cells: Cells) -> tuple[Cells, tuple[int, int]]:
         else:
             by += 1
     values = _blocks(cells.values, by, bx)
-    cells.notes.append(f"pooled: each cell is the largest absolute value of {by} × {bx} of "
-                       f"{rows} × {columns}")
-    cells = Cells(values, cells.y, cells.x, cells.signed, cells.units, cells.limit, cells.floor,
-                  clipped=cells.clipped, low=cells.low, notes=cells.notes)
+    cells.notes.append(
+        f"pooled: each cell is the largest absolute value of {by} × {bx} of {rows} × {columns}"
+    )
+    cells = Cells(
+        values,
+        cells.y,
+        cells.x,
+        cells.signed,
+        cells.units,
+        cells.limit,
+        cells.floor,
+        clipped=cells.clipped,
+        low=cells.low,
+        notes=cells.notes,
+    )
     return cells, (by, bx)
 
 
@@ -270,12 +344,21 @@ def word_table(words: Sequence[Sequence[str]], cells: Cells, *, dark: bool = Fal
     """A map whose cells hold a token each (rank across, position down)."""
     figure = heatmap(cells, palette="words", dark=dark, y_up=False)
     text = [[shown(w, 14) for w in row] for row in words]
-    spoken = [[f"{cells.y.names[i]}<br>{cells.x.names[j]}<br><b>{shown(w)}</b> "
-               f"{plain(sentence(cells, i, j))}" for j, w in enumerate(row)]
-              for i, row in enumerate(words)]
-    figure.update_traces(text=text, texttemplate="%{text}", customdata=spoken,
-                         hovertemplate="%{customdata}<extra></extra>",
-                         selector={"type": "heatmap", "hoverongaps": False})
+    spoken = [
+        [
+            f"{cells.y.names[i]}<br>{cells.x.names[j]}<br><b>{shown(w)}</b> "
+            f"{plain(sentence(cells, i, j))}"
+            for j, w in enumerate(row)
+        ]
+        for i, row in enumerate(words)
+    ]
+    figure.update_traces(
+        text=text,
+        texttemplate="%{text}",
+        customdata=spoken,
+        hovertemplate="%{customdata}<extra></extra>",
+        selector={"type": "heatmap", "hoverongaps": False},
+    )
     return figure
 
 

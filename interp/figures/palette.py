@@ -15,20 +15,38 @@ FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'DejaVu Sans', sans-serif"
 SERIES = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#8a6d00", "#56b4e9", "#6a4fb3", "#777777")
 """Okabe and Ito's colours (the yellow darkened to be read on white)."""
 
-SERIES_DARK = ("#4db3f0", "#ff9248", "#2fd3a5", "#f0a6cf", "#d9bb4a", "#9cd8ff", "#a993f5",
-               "#b5b5b5")
+SERIES_DARK = (
+    "#4db3f0",
+    "#ff9248",
+    "#2fd3a5",
+    "#f0a6cf",
+    "#d9bb4a",
+    "#9cd8ff",
+    "#a993f5",
+    "#b5b5b5",
+)
 """The same in the dark: every one 4.5:1 against the paper."""
 
 DASHES = ("solid", "dash", "dot", "dashdot", "longdash", "longdashdot")
 SYMBOLS = ("circle", "square", "diamond", "triangle-up", "x", "cross", "star", "triangle-down")
 
 LIGHT = {
-    "paper": "#ffffff", "text": "#1f2430", "quiet": "#565d6d", "grid": "#e3e6ec",
-    "undefined": "#d4d7dd", "hatch": "#7b8290", "middle": None,
+    "paper": "#ffffff",
+    "text": "#1f2430",
+    "quiet": "#565d6d",
+    "grid": "#e3e6ec",
+    "undefined": "#d4d7dd",
+    "hatch": "#7b8290",
+    "middle": None,
 }
 DARK = {
-    "paper": "#14171c", "text": "#e8eaf0", "quiet": "#aab1bf", "grid": "#2b313b",
-    "undefined": "#3a404b", "hatch": "#8d95a5", "middle": "#20252d",
+    "paper": "#14171c",
+    "text": "#e8eaf0",
+    "quiet": "#aab1bf",
+    "grid": "#2b313b",
+    "undefined": "#3a404b",
+    "hatch": "#8d95a5",
+    "middle": "#20252d",
 }
 
 
@@ -61,17 +79,26 @@ def theme(figure: go.Figure, dark: bool = False) -> go.Figure:
     figure = go.Figure(figure)
     tone = colours(dark)
     axis = {
-        "gridcolor": tone["grid"], "linecolor": tone["quiet"], "zerolinecolor": tone["quiet"],
-        "tickfont": {"color": tone["text"]}, "title": {"font": {"color": tone["text"]}},
+        "gridcolor": tone["grid"],
+        "linecolor": tone["quiet"],
+        "zerolinecolor": tone["quiet"],
+        "tickfont": {"color": tone["text"]},
+        "title": {"font": {"color": tone["text"]}},
     }
     figure.update_layout(
-        paper_bgcolor=tone["paper"], plot_bgcolor=tone["paper"],
+        paper_bgcolor=tone["paper"],
+        plot_bgcolor=tone["paper"],
         font={"family": FONT, "size": 13, "color": tone["text"]},
-        title={"font": {"color": tone["text"], "size": 16},
-               "subtitle": {"font": {"color": tone["quiet"], "size": 12}}},
+        title={
+            "font": {"color": tone["text"], "size": 16},
+            "subtitle": {"font": {"color": tone["quiet"], "size": 12}},
+        },
         legend={"font": {"color": tone["text"]}},
-        hoverlabel={"bgcolor": tone["paper"], "bordercolor": tone["quiet"],
-                    "font": {"color": tone["text"], "family": FONT}},
+        hoverlabel={
+            "bgcolor": tone["paper"],
+            "bordercolor": tone["quiet"],
+            "font": {"color": tone["text"], "family": FONT},
+        },
     )
     figure.update_xaxes(**axis)
     figure.update_yaxes(**axis)
@@ -102,20 +129,29 @@ def _paint(trace: Any, tone: dict[str, Any], dark: bool) -> None:
         trace.colorscale = scale_of(bool(meta["signed"]), meta.get("palette", "RdBu"), dark)
         if meta.get("palette") == "words":
             trace.textfont.color = tone["text"]
-        trace.colorbar.update(tickfont={"color": tone["text"]}, outlinecolor=tone["grid"],
-                              title={"font": {"color": tone["text"]}})
+        trace.colorbar.update(
+            tickfont={"color": tone["text"]},
+            outlinecolor=tone["grid"],
+            title={"font": {"color": tone["text"]}},
+        )
     elif role == "fade":
         trace.colorscale = [[0, tone["paper"]], [1, tone["paper"]]]
     elif role == "undefined":
-        trace.marker.update(color=tone["undefined"],
-                            pattern={"fgcolor": tone["hatch"], "bgcolor": tone["undefined"]})
+        trace.marker.update(
+            color=tone["undefined"],
+            pattern={"fgcolor": tone["hatch"], "bgcolor": tone["undefined"]},
+        )
     elif role == "inert":
         trace.marker.pattern.fgcolor = tone["hatch"]
     elif role == "clipped":
         trace.marker.color = tone["text"]
     elif role == "nodes":
-        trace.update(marker={"color": tone["paper"], "line": {"color": tone["text"]}},
-                     textfont={"color": tone["text"]})
+        trace.update(
+            marker={"color": tone["paper"], "line": {"color": tone["text"]}},
+            textfont={"color": tone["text"]},
+        )
     elif role == "table":
-        trace.update(header={"fill": {"color": tone["grid"]}, "font": {"color": tone["text"]}},
-                     cells={"fill": {"color": tone["paper"]}, "font": {"color": tone["text"]}})
+        trace.update(
+            header={"fill": {"color": tone["grid"]}, "font": {"color": tone["text"]}},
+            cells={"fill": {"color": tone["paper"]}, "font": {"color": tone["text"]}},
+        )

@@ -45,40 +45,69 @@ def pattern_grid(
     maps = np.asarray(array.values, dtype=np.float32).reshape(len(names), *array.shape[-2:])
     wide = columns or min(8, array.sizes[outer[-1]] if outer else 1)
     rows = math.ceil(len(maps) / wide)
-    figure = make_subplots(rows, wide, subplot_titles=[plain(n) for n in names],
-                           horizontal_spacing=0.1 / max(wide, 2),
-                           vertical_spacing=min(0.25 / max(rows, 2), 34 / (170 * rows)))
+    figure = make_subplots(
+        rows,
+        wide,
+        subplot_titles=[plain(n) for n in names],
+        horizontal_spacing=0.1 / max(wide, 2),
+        vertical_spacing=min(0.25 / max(rows, 2), 34 / (170 * rows)),
+    )
     top = float(np.nanmax(np.abs(maps), initial=0)) or 1.0
     signed = bool(array.attrs.get("signed", 0))
     for k, cells in enumerate(maps):
         r, c = divmod(k, wide)
-        figure.add_trace(_small(cells, names[k], x, y, top, signed, k == 0,
-                                maps.size <= MOST_HOVERS), r + 1, c + 1)
+        figure.add_trace(
+            _small(cells, names[k], x, y, top, signed, k == 0, maps.size <= MOST_HOVERS),
+            r + 1,
+            c + 1,
+        )
     figure.update_xaxes(showticklabels=False, showgrid=False, zeroline=False)
     figure.update_yaxes(showticklabels=False, showgrid=False, zeroline=False, autorange="reversed")
     figure.update_layout(height=150 + 170 * rows)
     return figure
 
 
-def _small(cells: np.ndarray, name: str, x: Any, y: Any, top: float, signed: bool,
-           bar: bool, spoken: bool) -> go.Heatmap:
+def _small(
+    cells: np.ndarray, name: str, x: Any, y: Any, top: float, signed: bool, bar: bool, spoken: bool
+) -> go.Heatmap:
     head = plain(name)
-    extra: dict[str, Any] = {"hovertemplate": f"{template_safe(name)}<br>query %{{y}}, key %{{x}}"
-                                              "<br>%{z:.3g}<extra></extra>"}
+    extra: dict[str, Any] = {
+        "hovertemplate": f"{template_safe(name)}<br>query %{{y}}, key %{{x}}"
+        "<br>%{z:.3g}<extra></extra>"
+    }
     if spoken:
-        extra = {"customdata": [[f"{head}<br>{a} → {b}<br><b>{number(float(v))}</b>"
-                                 for b, v in zip(x.names, row, strict=True)]
-                                for a, row in zip(y.names, cells, strict=True)],
-                 "hovertemplate": "%{customdata}<extra></extra>"}
-    return go.Heatmap(z=cells, zmin=-top if signed else 0, zmax=top, showscale=bar,
-                      colorscale=scale_of(signed),
-                      colorbar={"thickness": 12, "title": {"text": "no unit", "side": "right"},
-                                "tickformat": "~g"},
-                      meta={"role": "cells", "signed": int(signed), "palette": "RdBu"}, **extra)
+        extra = {
+            "customdata": [
+                [
+                    f"{head}<br>{a} → {b}<br><b>{number(float(v))}</b>"
+                    for b, v in zip(x.names, row, strict=True)
+                ]
+                for a, row in zip(y.names, cells, strict=True)
+            ],
+            "hovertemplate": "%{customdata}<extra></extra>",
+        }
+    return go.Heatmap(
+        z=cells,
+        zmin=-top if signed else 0,
+        zmax=top,
+        showscale=bar,
+        colorscale=scale_of(signed),
+        colorbar={
+            "thickness": 12,
+            "title": {"text": "no unit", "side": "right"},
+            "tickformat": "~g",
+        },
+        meta={"role": "cells", "signed": int(signed), "palette": "RdBu"},
+        **extra,
+    )
 
 
 def token_rows(
-    data: xr.Dataset, ids: str, value: str, *, tokens: Mapping[str, Any] | None = None,
+    data: xr.Dataset,
+    ids: str,
+    value: str,
+    *,
+    tokens: Mapping[str, Any] | None = None,
     selection: Mapping[str, Any] | None = None,
 ) -> list[dict[str, Any]]:
     """Top tokens as rows for a table, plain text (no plotly escapes).
@@ -101,10 +130,19 @@ def token_rows(
     for at in np.ndindex(*chosen.shape):
         number_of = int(chosen.values[at])
         text = answers.get(number_of, answers.get(str(number_of)))
-        row = {str(d): labels_of(chosen, str(d))[i]
-               for d, i in zip(chosen.dims, at, strict=True) if d != "top"}
+        row = {
+            str(d): labels_of(chosen, str(d))[i]
+            for d, i in zip(chosen.dims, at, strict=True)
+            if d != "top"
+        }
         rank = at[list(chosen.dims).index("top")] + 1 if "top" in chosen.dims else 1
-        rows.append({**row, "rank": rank, "id": number_of,
-                     "token": f"#{number_of}" if text is None else glyphs(text),
-                     "value": float(scores.values[at])})
+        rows.append(
+            {
+                **row,
+                "rank": rank,
+                "id": number_of,
+                "token": f"#{number_of}" if text is None else glyphs(text),
+                "value": float(scores.values[at]),
+            }
+        )
     return rows

@@ -10,8 +10,15 @@ from dataclasses import dataclass
 
 import plotly.graph_objects as go
 
-BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome",
-            "msedge", "brave-browser")
+BROWSERS = (
+    "chromium",
+    "chromium-browser",
+    "google-chrome",
+    "google-chrome-stable",
+    "chrome",
+    "msedge",
+    "brave-browser",
+)
 FORMATS = ("png", "svg", "pdf")
 
 
@@ -52,8 +59,9 @@ def browser() -> str | None:
     return next((path for name in BROWSERS if (path := shutil.which(name))), None)
 
 
-def picture(figure: go.Figure, format_: str = "png", *, width: int = 960,
-            scale: float = 2.0) -> Picture:
+def picture(
+    figure: go.Figure, format_: str = "png", *, width: int = 960, scale: float = 2.0
+) -> Picture:
     """A figure as a picture file, light theme as it stands.
 
     Args:
@@ -84,5 +92,3 @@ def picture(figure: go.Figure, format_: str = "png", *, width: int = 960,
             os.environ.pop("BROWSER_PATH", None)
         else:
             os.environ["BROWSER_PATH"] = previous
-
-

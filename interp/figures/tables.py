@@ -99,8 +99,9 @@ def _value(value: Any, answers: Mapping[Any, str] | None) -> Any:
     return value.item() if hasattr(value, "item") else value
 
 
-def _like(data: xr.Dataset, name: str, array: xr.DataArray,
-          picked: Mapping[str, Any]) -> np.ndarray | None:
+def _like(
+    data: xr.Dataset, name: str, array: xr.DataArray, picked: Mapping[str, Any]
+) -> np.ndarray | None:
     if name not in data:
         return None
     helper, _ = narrow(data[name], {a: v for a, v in picked.items() if a in data[name].dims})

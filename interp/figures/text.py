@@ -105,9 +105,12 @@ class TokenAxis:
         wide = max((len(t) for t in self.ticktext), default=0)
         turned = -90 if len(self.tickvals) > 32 else -45
         return {
-            "tickmode": "array", "tickvals": self.tickvals, "ticktext": self.ticktext,
+            "tickmode": "array",
+            "tickvals": self.tickvals,
+            "ticktext": self.ticktext,
             "tickangle": turned if wide * len(self.tickvals) > 70 else 0,
-            "range": [-0.5, len(self.x) - 0.5], "automargin": True,
+            "range": [-0.5, len(self.x) - 0.5],
+            "automargin": True,
         }
 
 

@@ -9,6 +9,12 @@ from interp.forms.fields import Field, describe, fields_of
 from interp.forms.reading import Parsed, errors_by_field, parse_value, parse_values, text_of
 
 __all__ = [
-    "Field", "Parsed", "describe", "errors_by_field", "fields_of", "parse_value", "parse_values",
+    "Field",
+    "Parsed",
+    "describe",
+    "errors_by_field",
+    "fields_of",
+    "parse_value",
+    "parse_values",
     "text_of",
 ]

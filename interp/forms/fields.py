@@ -7,11 +7,25 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-FieldKind = Literal["bool", "int", "float", "choice", "text", "choices", "list", "ref", "refs",
-                    "json"]
+FieldKind = Literal[
+    "bool", "int", "float", "choice", "text", "choices", "list", "ref", "refs", "json"
+]
 
-LEADING = ("site", "direction", "metric", "with_", "axes", "input_site", "output_site", "rules",
-           "attn_rule", "observable", "models", "model_b", "result")
+LEADING = (
+    "site",
+    "direction",
+    "metric",
+    "with_",
+    "axes",
+    "input_site",
+    "output_site",
+    "rules",
+    "attn_rule",
+    "observable",
+    "models",
+    "model_b",
+    "result",
+)
 """Knobs that a person meets first; the rest stand behind "More"."""
 
 MOST_UNFOLDED = 5
@@ -71,8 +85,10 @@ def fields_of(json_schema: Mapping[str, Any]) -> list[Field]:
     """
     defs = json_schema.get("$defs", {})
     required = set(json_schema.get("required", ()))
-    plain = [_field(name, resolve(part, defs), name in required)
-             for name, part in json_schema.get("properties", {}).items()]
+    plain = [
+        _field(name, resolve(part, defs), name in required)
+        for name, part in json_schema.get("properties", {}).items()
+    ]
     unfolded = _unfolded(plain)
     return [Field(**{**vars(f), "advanced": f.name not in unfolded}) for f in plain]
 
@@ -123,10 +139,18 @@ def _field(name: str, schema: Mapping[str, Any], required: bool) -> Field:
     low, high = _bounds(entry)
     label = str(schema.get("label") or name.strip("_").replace("_", " "))
     return Field(
-        name, label, kind, schema.get("default"), (low, high), choices,
+        name,
+        label,
+        kind,
+        schema.get("default"),
+        (low, high),
+        choices,
         " ".join(str(schema.get("description", "")).split()),
-        ref=entry.get("ref") or main.get("ref"), required=required,
-        nullable=len(real) < len(parts), schema=schema)
+        ref=entry.get("ref") or main.get("ref"),
+        required=required,
+        nullable=len(real) < len(parts),
+        schema=schema,
+    )
 
 
 def _kind(parts: list[Mapping[str, Any]]) -> tuple[FieldKind, tuple[Any, ...], Mapping[str, Any]]:
@@ -140,7 +164,11 @@ def _kind(parts: list[Mapping[str, Any]]) -> tuple[FieldKind, tuple[Any, ...], M
         return ("text" if simple or flat else "json"), words, open_[0]
     part = open_[0]
     kind: FieldKind = {
-        "boolean": "bool", "integer": "int", "number": "float", "string": "text", "array": "list",
+        "boolean": "bool",
+        "integer": "int",
+        "number": "float",
+        "string": "text",
+        "array": "list",
     }.get(str(part.get("type")), "json")  # type: ignore[assignment]
     if kind == "text" and part.get("ref"):
         kind = "ref"
@@ -212,8 +240,10 @@ def _range(schema: Mapping[str, Any]) -> str:
     above, below = schema.get("exclusiveMinimum"), schema.get("exclusiveMaximum")
     if low is not None and high is not None:
         return f" from {low} to {high}"
-    told = [f" of at least {low}" if low is not None else "",
-            f" of at most {high}" if high is not None else "",
-            f" above {above}" if above is not None else "",
-            f" below {below}" if below is not None else ""]
+    told = [
+        f" of at least {low}" if low is not None else "",
+        f" of at most {high}" if high is not None else "",
+        f" above {above}" if above is not None else "",
+        f" below {below}" if below is not None else "",
+    ]
     return " and".join(filter(None, told))

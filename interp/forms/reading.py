@@ -59,8 +59,11 @@ def parse_values(
         f = found.get(name) or found.get(name.strip("-_").replace("_", "-"))
         if f is None:
             close = near_misses(name.lstrip("-"), by_name)
-            known = f"did you mean {' or '.join(map(repr, close))}?" if close else (
-                f"known: {', '.join(by_name) or 'none'}.")
+            known = (
+                f"did you mean {' or '.join(map(repr, close))}?"
+                if close
+                else (f"known: {', '.join(by_name) or 'none'}.")
+            )
             errors[name] = f"There is no knob {name.lstrip('-')!r}; {known}"
             continue
         blank = isinstance(given, str) and not given.strip()
@@ -78,9 +81,14 @@ def parse_values(
 
 
 def _takes_empty(f: Field) -> bool:
-    return f.kind == "text" and any(
-        p.get("type") == "string" and not words_of(p) and p.get("minLength", 0) == 0
-        for p in alternatives(f.schema)) and not f.nullable
+    return (
+        f.kind == "text"
+        and any(
+            p.get("type") == "string" and not words_of(p) and p.get("minLength", 0) == 0
+            for p in alternatives(f.schema)
+        )
+        and not f.nullable
+    )
 
 
 def parse_value(f: Field, given: Any) -> Any:
@@ -169,8 +177,12 @@ def _read_number(schema: Mapping[str, Any], given: Any, whole: bool) -> int | fl
         raise ValueError(wanted)
     low, high = schema.get("minimum"), schema.get("maximum")
     above, below = schema.get("exclusiveMinimum"), schema.get("exclusiveMaximum")
-    if ((low is not None and value < low) or (high is not None and value > high)
-            or (above is not None and value <= above) or (below is not None and value >= below)):
+    if (
+        (low is not None and value < low)
+        or (high is not None and value > high)
+        or (above is not None and value <= above)
+        or (below is not None and value >= below)
+    ):
         raise ValueError(wanted)
     return value
 
@@ -179,8 +191,10 @@ def _read_text(schema: Mapping[str, Any], given: Any) -> str:
     if not isinstance(given, str):
         raise ValueError(f"wanted {describe(schema)}")
     if not schema.get("minLength", 0) <= len(given) <= schema.get("maxLength", 10**9):
-        raise ValueError(f"wanted {schema.get('minLength', 0)} to "
-                         f"{schema.get('maxLength', 'any number of')} characters")
+        raise ValueError(
+            f"wanted {schema.get('minLength', 0)} to "
+            f"{schema.get('maxLength', 'any number of')} characters"
+        )
     if "pattern" in schema and not re.search(schema["pattern"], given):
         raise ValueError(f"wanted text of the form {schema['pattern']}")
     return given
@@ -189,7 +203,8 @@ def _read_text(schema: Mapping[str, Any], given: Any) -> str:
 def _read_list(schema: Mapping[str, Any], given: Any) -> list[Any]:
     entry = schema.get("items")
     whole = isinstance(entry, Mapping) and any(
-        p.get("type") == "integer" for p in alternatives(entry))
+        p.get("type") == "integer" for p in alternatives(entry)
+    )
     items = _split(given, spans=whole)
     if "prefixItems" in schema:
         parts = schema["prefixItems"]
@@ -257,8 +272,11 @@ def text_of(value: Any) -> str:
         return "true" if value else "false"
     if isinstance(value, str):
         return value
-    if isinstance(value, (list, tuple)) and all(
-            isinstance(v, (int, float)) and not isinstance(v, bool) for v in value) and value:
+    if (
+        isinstance(value, (list, tuple))
+        and all(isinstance(v, (int, float)) and not isinstance(v, bool) for v in value)
+        and value
+    ):
         return ",".join(repr(v) for v in value)
     return json.dumps(value, ensure_ascii=False)
 
@@ -270,7 +288,10 @@ def errors_by_field(errors: Sequence[Mapping[str, Any]]) -> dict[str, str]:
         loc = error.get("loc") or ("",)
         name = str(loc[0]) or "the form"
         message = str(error.get("msg", "does not fit")).removeprefix("Value error, ")
-        given = f" (given {_shown(error['input'])})" if len(loc) == 1 and "input" in error and \
-            not isinstance(error["input"], Mapping) else ""
+        given = (
+            f" (given {_shown(error['input'])})"
+            if len(loc) == 1 and "input" in error and not isinstance(error["input"], Mapping)
+            else ""
+        )
         out.setdefault(name, f"{name}: {message}{given}.".replace("..", "."))
     return out

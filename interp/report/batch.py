@@ -123,8 +123,10 @@ def report(
     part = shard_of(shard)
     page, folder = _places(Path(out).expanduser())
     if not resume and part is None and (folder / "report.json").exists():
-        raise UsageError(f"{folder} holds a report already.",
-                         remedy="Go on with it (resume), or choose another folder.")
+        raise UsageError(
+            f"{folder} holds a report already.",
+            remedy="Go on with it (resume), or choose another folder.",
+        )
     folder.mkdir(parents=True, exist_ok=True)
     cells = _cells(spec)
     bench = Bench(spec, memory, progress, store)
@@ -216,11 +218,20 @@ def _one(bench: Bench, cell: Cell, folder: Path) -> Outcome:
         method = method_of(cell.method, cell.knobs)
         accepted = method.accepts()
         if cell.task is None and accepted and "none" not in accepted and "Any" not in accepted:
-            raise UsageError(f"{cell.method} needs a task ({', '.join(accepted)}), and the spec "
-                             "names none.", remedy="Add tasks: [ … ].")
+            raise UsageError(
+                f"{cell.method} needs a task ({', '.join(accepted)}), and the spec names none.",
+                remedy="Add tasks: [ … ].",
+            )
         model, task = bench.open(cell)
-        result = run(method, model, task, memory=bench.memory, progress=bench.progress,
-                     store=bench.store, seed=bench.spec.seed)
+        result = run(
+            method,
+            model,
+            task,
+            memory=bench.memory,
+            progress=bench.progress,
+            store=bench.store,
+            seed=bench.spec.seed,
+        )
         result.save(folder / "runs" / cell.key)
         return Outcome(cell, "done", load_result(folder / "runs" / cell.key))
     except CancelledError:
@@ -231,28 +242,61 @@ def _one(bench: Bench, cell: Cell, folder: Path) -> Outcome:
         return Outcome(cell, "failed", reason=str(error))
     except Exception as error:
         log.exception("%s failed", cell.title)
-        return Outcome(cell, "failed", reason=(
-            f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no message'}"
-            " (the log has the whole story)"))
+        return Outcome(
+            cell,
+            "failed",
+            reason=(
+                f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no message'}"
+                " (the log has the whole story)"
+            ),
+        )
 
 
-def _write(page: Path, folder: Path, spec: ReportSpec, outcomes: Iterable[Outcome],
-           pictures: str | None) -> None:
+def _write(
+    page: Path, folder: Path, spec: ReportSpec, outcomes: Iterable[Outcome], pictures: str | None
+) -> None:
     outcomes = list(outcomes)
-    sections = [Section(o.cell.title, o.result, o.state, o.reason, anchor=f"run-{i + 1}",
-                        model=o.cell.model, task=o.cell.task or "", method=o.cell.method)
-                for i, o in enumerate(outcomes)]
-    write_page(page, sections, title=spec.title, question=spec.question, compare=spec.compare,
-               source=dict(spec.source), pictures=pictures, folder=folder)
+    sections = [
+        Section(
+            o.cell.title,
+            o.result,
+            o.state,
+            o.reason,
+            anchor=f"run-{i + 1}",
+            model=o.cell.model,
+            task=o.cell.task or "",
+            method=o.cell.method,
+        )
+        for i, o in enumerate(outcomes)
+    ]
+    write_page(
+        page,
+        sections,
+        title=spec.title,
+        question=spec.question,
+        compare=spec.compare,
+        source=dict(spec.source),
+        pictures=pictures,
+        folder=folder,
+    )
     summary = {
-        "format": 1, "title": spec.title, "spec": dict(spec.source),
-        "cells": [{
-            "model": o.cell.model, "task": o.cell.task, "method": o.cell.method,
-            "knobs": dict(o.cell.knobs), "state": o.state, "reason": o.reason,
-            "folder": f"runs/{o.cell.key}" if o.result is not None else None,
-            "spec_hash": o.result.spec_hash if o.result is not None else None,
-            "passed": o.result.passed if o.result is not None else None,
-        } for o in outcomes],
+        "format": 1,
+        "title": spec.title,
+        "spec": dict(spec.source),
+        "cells": [
+            {
+                "model": o.cell.model,
+                "task": o.cell.task,
+                "method": o.cell.method,
+                "knobs": dict(o.cell.knobs),
+                "state": o.state,
+                "reason": o.reason,
+                "folder": f"runs/{o.cell.key}" if o.result is not None else None,
+                "spec_hash": o.result.spec_hash if o.result is not None else None,
+                "passed": o.result.passed if o.result is not None else None,
+            }
+            for o in outcomes
+        ],
     }
     target = folder / "report.json"
     half = target.with_suffix(".half")

@@ -43,8 +43,9 @@ def _groups(sections: Sequence[Section], varied: str) -> dict[str, list[Section]
     return {k.split("\0")[0]: v for k, v in groups.items()}
 
 
-def _group(word: str, name: str, members: list[Section],
-           blocks: list[tuple[str, str]]) -> dict[str, Any]:
+def _group(
+    word: str, name: str, members: list[Section], blocks: list[tuple[str, str]]
+) -> dict[str, Any]:
     first = members[0]
     rows, figures = [], []
     for other in members[1:]:
@@ -52,29 +53,43 @@ def _group(word: str, name: str, members: list[Section],
         found = compare(first.result.record, other.result.record)
         label = getattr(other, ONE[word])
         for a in found.arrays:
-            rows.append({
-                "pair": label, "array": a.name, "cells": a.cells, "units": a.units,
-                "max": "–" if a.max_abs is None else number(a.max_abs),
-                "correlation": "–" if a.correlation is None else number(a.correlation),
-                "reason": a.reason})
+            rows.append(
+                {
+                    "pair": label,
+                    "array": a.name,
+                    "cells": a.cells,
+                    "units": a.units,
+                    "max": "–" if a.max_abs is None else number(a.max_abs),
+                    "correlation": "–" if a.correlation is None else number(a.correlation),
+                    "reason": a.reason,
+                }
+            )
         figures += _difference(found, first, other, word, blocks)
-    return {"along": word, "name": name, "first": getattr(first, ONE[word]), "rows": rows,
-            "figures": figures}
+    return {
+        "along": word,
+        "name": name,
+        "first": getattr(first, ONE[word]),
+        "rows": rows,
+        "figures": figures,
+    }
 
 
-def _difference(found: Any, first: Section, other: Section, word: str,
-                blocks: list[tuple[str, str]]) -> list[dict[str, Any]]:
+def _difference(
+    found: Any, first: Section, other: Section, word: str, blocks: list[tuple[str, str]]
+) -> list[dict[str, Any]]:
     names = [str(n) for n in found.difference.data_vars][:1]
     if not names or found.arrays[0].reason:
         return []
     assert other.result is not None, "groups hold results"
     title = f"{getattr(other, ONE[word])} minus {getattr(first, ONE[word])}"
     try:
-        figure = figures_of(found.difference[names], tokens=other.result.tokens, title=title,
-                            only=names[0])[names[0]]
+        figure = figures_of(
+            found.difference[names], tokens=other.result.tokens, title=title, only=names[0]
+        )[names[0]]
     except UsageError:
         return []
     key = f"figure-{len(blocks)}"
     blocks.append((key, f"[{figure_json(figure)}]"))
-    return [{"key": key, "alt": figure.layout.meta["alt"],
-             "height": int(figure.layout.height or 400)}]
+    return [
+        {"key": key, "alt": figure.layout.meta["alt"], "height": int(figure.layout.height or 400)}
+    ]

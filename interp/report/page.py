@@ -43,8 +43,13 @@ MOST_VARIANTS = 8
 
 MOST_VARIANT_BYTES = 2_500_000
 
-STATES = {"done": "done", "found": "done", "misfit": "does not fit", "failed": "failed",
-          "missing": "not run"}
+STATES = {
+    "done": "done",
+    "found": "done",
+    "misfit": "does not fit",
+    "failed": "failed",
+    "missing": "not run",
+}
 
 SCRIPT = """
 (function () {
@@ -101,8 +106,13 @@ class Section:
     figures: list[dict[str, Any]] = field(default_factory=list)
 
 
-def result_report(results: Result | Iterable[Result], path: str | Path, *, title: str = "",
-                  pictures: str | None = None) -> Path:
+def result_report(
+    results: Result | Iterable[Result],
+    path: str | Path,
+    *,
+    title: str = "",
+    pictures: str | None = None,
+) -> Path:
     """Write results as one HTML file that opens offline.
 
     Args:
@@ -121,28 +131,46 @@ def result_report(results: Result | Iterable[Result], path: str | Path, *, title
     path = Path(path).expanduser()
     if path.suffix.lower() not in (".html", ".htm"):
         path = path / "report.html"
-    return write_page(path, sections, title=title or many[0].title, pictures=pictures,
-                      folder=path.with_suffix("") if pictures else path.parent)
+    return write_page(
+        path,
+        sections,
+        title=title or many[0].title,
+        pictures=pictures,
+        folder=path.with_suffix("") if pictures else path.parent,
+    )
 
 
 def _section_of(result: Result, anchor: str) -> Section:
     spec = result.spec
     task = spec.get("task") or {}
-    return Section(result.title, result, anchor=anchor,
-                   model=str((spec.get("model") or {}).get("ref") or ""),
-                   task=str(task.get("ref") or task.get("name") or ""),
-                   method=str(spec.get("method", "")))
+    return Section(
+        result.title,
+        result,
+        anchor=anchor,
+        model=str((spec.get("model") or {}).get("ref") or ""),
+        task=str(task.get("ref") or task.get("name") or ""),
+        method=str(spec.get("method", "")),
+    )
 
 
-def write_page(path: Path, sections: Sequence[Section], *, title: str, question: str = "",
-               compare: Sequence[str] = (), source: Mapping[str, Any] | None = None,
-               pictures: str | None = None, folder: Path | None = None) -> Path:
+def write_page(
+    path: Path,
+    sections: Sequence[Section],
+    *,
+    title: str,
+    question: str = "",
+    compare: Sequence[str] = (),
+    source: Mapping[str, Any] | None = None,
+    pictures: str | None = None,
+    folder: Path | None = None,
+) -> Path:
     """Write the page by a temporary name and a rename."""
     notes: list[str] = []
     if pictures:
         notes += _pictures(sections, pictures, (folder or path.parent) / "figures")
-    text = page_of(sections, title=title, question=question, compare=compare, source=source,
-                   notes=notes)
+    text = page_of(
+        sections, title=title, question=question, compare=compare, source=source, notes=notes
+    )
     path.parent.mkdir(parents=True, exist_ok=True)
     half = path.with_name(path.name + ".half")
     half.write_text(text, encoding="utf-8", errors="backslashreplace")
@@ -150,22 +178,41 @@ def write_page(path: Path, sections: Sequence[Section], *, title: str, question:
     return path
 
 
-def page_of(sections: Sequence[Section], *, title: str, question: str = "",
-            compare: Sequence[str] = (), source: Mapping[str, Any] | None = None,
-            notes: Sequence[str] = ()) -> str:
+def page_of(
+    sections: Sequence[Section],
+    *,
+    title: str,
+    question: str = "",
+    compare: Sequence[str] = (),
+    source: Mapping[str, Any] | None = None,
+    notes: Sequence[str] = (),
+) -> str:
     """The whole page as text."""
     from interp.report.compare import comparisons
 
     blocks: list[tuple[str, str]] = []
     shown = [_view(s, blocks) for s in sections]
     beside = comparisons(sections, compare, blocks)
-    page = _environment().get_template("page.html").render(
-        title=glyphs_line(title), question=glyphs_line(question), sections=shown,
-        comparisons=beside, notes=list(notes), blocks=blocks, overview=_overview(sections),
-        source=json.dumps(source, indent=1, default=str, ensure_ascii=False) if source else "",
-        made=datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC"),
-        version=_version(), csp=_policy(), script=SCRIPT, plotly=plotly_script(),
-        states=STATES)
+    page = (
+        _environment()
+        .get_template("page.html")
+        .render(
+            title=glyphs_line(title),
+            question=glyphs_line(question),
+            sections=shown,
+            comparisons=beside,
+            notes=list(notes),
+            blocks=blocks,
+            overview=_overview(sections),
+            source=json.dumps(source, indent=1, default=str, ensure_ascii=False) if source else "",
+            made=datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC"),
+            version=_version(),
+            csp=_policy(),
+            script=SCRIPT,
+            plotly=plotly_script(),
+            states=STATES,
+        )
+    )
     return page
 
 
@@ -173,16 +220,22 @@ def _environment() -> Any:
     import jinja2
 
     environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("interp.report", "."), autoescape=True,
-        undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+        loader=jinja2.PackageLoader("interp.report", "."),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
     environment.filters["number"] = lambda v: number(v) if isinstance(v, float) else str(v)
     return environment
 
 
 def _policy() -> str:
     hashes = " ".join(f"'sha256-{_digest(s)}'" for s in (plotly_script(), SCRIPT))
-    return (f"default-src 'none'; script-src {hashes}; style-src 'unsafe-inline'; "
-            "img-src data: blob:; font-src data:; base-uri 'none'; form-action 'none'")
+    return (
+        f"default-src 'none'; script-src {hashes}; style-src 'unsafe-inline'; "
+        "img-src data: blob:; font-src data:; base-uri 'none'; form-action 'none'"
+    )
 
 
 def _digest(script: str) -> str:
@@ -206,23 +259,37 @@ def glyphs_line(text: str) -> str:
 def _view(section: Section, blocks: list[tuple[str, str]]) -> dict[str, Any]:
     """What the template shows of a section."""
     view: dict[str, Any] = {
-        "title": glyphs_line(section.title), "anchor": section.anchor, "state": section.state,
-        "reason": glyphs_line(section.reason), "result": None}
+        "title": glyphs_line(section.title),
+        "anchor": section.anchor,
+        "state": section.state,
+        "reason": glyphs_line(section.reason),
+        "result": None,
+    }
     result = section.result
     if result is None:
         return view
     provenance = result.provenance
     figures = _figures(section, blocks)
     view["result"] = {
-        "shown": FIRST_FIGURES, "rest": [f["table"].title for f in figures[FIRST_FIGURES:]],
+        "shown": FIRST_FIGURES,
+        "rest": [f["table"].title for f in figures[FIRST_FIGURES:]],
         "question": str(provenance.get("question") or ""),
-        "checks": [_check(c) for c in result.checks], "passed": result.passed,
+        "checks": [_check(c) for c in result.checks],
+        "passed": result.passed,
         "figures": figures,
         "parameters": _flat(result.spec.get("fields") or {}),
-        "provenance": _flat({"run": result.run_id, "spec hash": result.spec_hash,
-                             "model": result.spec.get("model"), "task": _task_lines(result.spec),
-                             **provenance}),
-        "python": result.to_python(), "command": result.to_command(), "stamp": result.stamp,
+        "provenance": _flat(
+            {
+                "run": result.run_id,
+                "spec hash": result.spec_hash,
+                "model": result.spec.get("model"),
+                "task": _task_lines(result.spec),
+                **provenance,
+            }
+        ),
+        "python": result.to_python(),
+        "command": result.to_command(),
+        "stamp": result.stamp,
     }
     return view
 
@@ -236,9 +303,15 @@ def _check(check: Check) -> dict[str, Any]:
     bound = "stated only"
     if check.tolerance is not None:
         bound = f"{'at least' if check.at_least else 'at most'} {number(check.tolerance)}"
-    return {"title": check.title, "name": check.name, "value": number(float(check.value)),
-            "bound": bound, "passed": check.passed, "note": check.note,
-            "stated": check.tolerance is None}
+    return {
+        "title": check.title,
+        "name": check.name,
+        "value": number(float(check.value)),
+        "bound": bound,
+        "passed": check.passed,
+        "note": check.note,
+        "stated": check.tolerance is None,
+    }
 
 
 def _flat(values: Mapping[str, Any], before: str = "") -> list[tuple[str, str]]:
@@ -279,13 +352,21 @@ def _figures(section: Section, blocks: list[tuple[str, str]]) -> list[dict[str, 
         key = f"figure-{len(blocks)}"
         if texts:
             blocks.append((key, "[" + ",".join(texts) + "]"))
-        table = table_of(result.data, name, tokens=result.tokens, largest_first=True,
-                         limit=MOST_ROWS)
-        out.append({
-            "key": key if texts else None, "name": name, "note": note, "table": table,
-            "alt": variants[0].layout.meta["alt"] if variants else table.title,
-            "height": int(variants[0].layout.height or 400) if variants else 0,
-            "axis": axis, "choices": [_entry(axis, v) for v in labels[: len(texts)]]})
+        table = table_of(
+            result.data, name, tokens=result.tokens, largest_first=True, limit=MOST_ROWS
+        )
+        out.append(
+            {
+                "key": key if texts else None,
+                "name": name,
+                "note": note,
+                "table": table,
+                "alt": variants[0].layout.meta["alt"] if variants else table.title,
+                "height": int(variants[0].layout.height or 400) if variants else 0,
+                "axis": axis,
+                "choices": [_entry(axis, v) for v in labels[: len(texts)]],
+            }
+        )
     return out
 
 
@@ -306,16 +387,30 @@ def _switch(result: Result, name: str) -> tuple[str | None, list[Any]]:
 
 
 def _drawn(result: Result, name: str, selection: Mapping[str, Any]) -> Any:
-    return figures_of(result.data, tokens=result.tokens, title=result.title, stamp=result.stamp,
-                      only=name, selection=selection)[name]
+    return figures_of(
+        result.data,
+        tokens=result.tokens,
+        title=result.title,
+        stamp=result.stamp,
+        only=name,
+        selection=selection,
+    )[name]
 
 
 def _overview(sections: Sequence[Section]) -> list[dict[str, Any]]:
     rows = []
     for s in sections:
         failed = [c.title for c in s.result.checks if not c.passed] if s.result else []
-        rows.append({"title": glyphs_line(s.title), "anchor": s.anchor, "state": s.state,
-                     "word": STATES[s.state], "reason": glyphs_line(s.reason), "failed": failed})
+        rows.append(
+            {
+                "title": glyphs_line(s.title),
+                "anchor": s.anchor,
+                "state": s.state,
+                "word": STATES[s.state],
+                "reason": glyphs_line(s.reason),
+                "failed": failed,
+            }
+        )
     return rows
 
 

@@ -41,16 +41,20 @@ class Cell:
     @property
     def key(self) -> str:
         """Names the cell's folder: the same cell has the same key in every report."""
-        body = json.dumps([self.model, dict(self.options), self.task, self.method,
-                           dict(self.knobs)], sort_keys=True, default=str)
+        body = json.dumps(
+            [self.model, dict(self.options), self.task, self.method, dict(self.knobs)],
+            sort_keys=True,
+            default=str,
+        )
         return hashlib.sha256(body.encode()).hexdigest()[:24]
 
     @property
     def title(self) -> str:
         """Method, model and task in one line."""
         knobs = ", ".join(f"{k}={v}" for k, v in self.knobs.items())
-        return " · ".join(filter(None, [
-            self.method + (f"({knobs})" if knobs else ""), self.model, self.task]))
+        return " · ".join(
+            filter(None, [self.method + (f"({knobs})" if knobs else ""), self.model, self.task])
+        )
 
 
 @dataclass(frozen=True)
@@ -78,10 +82,12 @@ class ReportSpec:
 
     def cells(self) -> list[Cell]:
         """Every combination, model by model, so that each is loaded once."""
-        return [Cell(model, options, task, method, knobs)
-                for model, options in self.models
-                for task in (self.tasks or (None,))
-                for method, knobs in self.methods]
+        return [
+            Cell(model, options, task, method, knobs)
+            for model, options in self.models
+            for task in (self.tasks or (None,))
+            for method, knobs in self.methods
+        ]
 
 
 def read_spec(spec: str | Path | Mapping[str, Any]) -> ReportSpec:
@@ -97,11 +103,15 @@ def read_spec(spec: str | Path | Mapping[str, Any]) -> ReportSpec:
         return _checked(spec, None)
     path = Path(spec).expanduser()
     if not path.is_file():
-        raise UsageError(f"There is no report spec at {path}.",
-                         remedy="Give a YAML file with models, tasks and methods.")
+        raise UsageError(
+            f"There is no report spec at {path}.",
+            remedy="Give a YAML file with models, tasks and methods.",
+        )
     if path.stat().st_size > MOST_BYTES:
-        raise UsageError(f"{path.name} has {path.stat().st_size:,} bytes; a report spec has at "
-                         f"most {MOST_BYTES:,}.")
+        raise UsageError(
+            f"{path.name} has {path.stat().st_size:,} bytes; a report spec has at "
+            f"most {MOST_BYTES:,}."
+        )
     text = path.read_text(encoding="utf-8")
     try:
         _no_aliases(text)
@@ -109,11 +119,14 @@ def read_spec(spec: str | Path | Mapping[str, Any]) -> ReportSpec:
     except (yaml.YAMLError, RecursionError) as error:
         mark = getattr(error, "problem_mark", None)
         where = f" in line {mark.line + 1}" if mark else ""
-        raise UsageError(f"{path.name} is no YAML{where}: "
-                         f"{getattr(error, 'problem', None) or error}.") from None
+        raise UsageError(
+            f"{path.name} is no YAML{where}: {getattr(error, 'problem', None) or error}."
+        ) from None
     if not isinstance(body, Mapping):
-        raise UsageError(f"{path.name} holds {type(body).__name__}; wanted a mapping with "
-                         "models, tasks and methods.")
+        raise UsageError(
+            f"{path.name} holds {type(body).__name__}; wanted a mapping with "
+            "models, tasks and methods."
+        )
     return _checked(body, path.parent)
 
 
@@ -121,8 +134,9 @@ def _no_aliases(text: str) -> None:
     """Refuse aliases: a few lines of them can stand for gigabytes, and no spec needs one."""
     for event in yaml.parse(text, Loader=yaml.SafeLoader):
         if isinstance(event, yaml.AliasEvent):
-            raise yaml.MarkedYAMLError(problem="aliases (*name) are not read",
-                                       problem_mark=event.start_mark)
+            raise yaml.MarkedYAMLError(
+                problem="aliases (*name) are not read", problem_mark=event.start_mark
+            )
 
 
 def _checked(body: Mapping[str, Any], folder: Path | None) -> ReportSpec:
@@ -138,17 +152,29 @@ def _checked(body: Mapping[str, Any], folder: Path | None) -> ReportSpec:
             raise unknown_name("comparison", word, COMPARABLE)
     for name, found in (("models", models), ("methods", methods)):
         if not found:
-            raise UsageError(f"The report spec names no {name}.",
-                             remedy=f"Add {name}: [ … ]; `interp list {name}` shows them.")
+            raise UsageError(
+                f"The report spec names no {name}.",
+                remedy=f"Add {name}: [ … ]; `interp list {name}` shows them.",
+            )
     count = len(models) * max(1, len(tasks)) * len(methods)
     if count > MOST_CELLS:
-        raise UsageError(f"The report spec asks for {count:,} runs; at most {MOST_CELLS:,} go "
-                         "into one report.", remedy="Split it.")
+        raise UsageError(
+            f"The report spec asks for {count:,} runs; at most {MOST_CELLS:,} go into one report.",
+            remedy="Split it.",
+        )
     seed = body.get("seed")
     if seed is not None and (isinstance(seed, bool) or not isinstance(seed, int)):
         raise UsageError(f"seed was given as {seed!r}; wanted a whole number.")
-    return ReportSpec(models, tasks, methods, compare, str(body.get("title") or "Report"),
-                      str(body.get("question") or ""), seed, dict(body))
+    return ReportSpec(
+        models,
+        tasks,
+        methods,
+        compare,
+        str(body.get("title") or "Report"),
+        str(body.get("question") or ""),
+        seed,
+        dict(body),
+    )
 
 
 def _listed(body: Mapping[str, Any], key: str) -> Sequence[Any]:
@@ -168,8 +194,10 @@ def _model(entry: Any, folder: Path | None) -> tuple[str, Mapping[str, Any]]:
             if key not in MODEL_KEYS:
                 raise unknown_name("option of a model called", str(key), MODEL_KEYS)
         if "ref" not in entry:
-            raise UsageError(f"A model was given as {dict(entry)!r}; its ref is missing.",
-                             remedy="Write {ref: 'zoo:ioi', dtype: float32}.")
+            raise UsageError(
+                f"A model was given as {dict(entry)!r}; its ref is missing.",
+                remedy="Write {ref: 'zoo:ioi', dtype: float32}.",
+            )
         options = {k: str(v) for k, v in entry.items() if k != "ref"}
         return _located(str(entry["ref"]), folder), options
     if not isinstance(entry, str) or not entry:
@@ -188,7 +216,7 @@ def _located(ref: str, folder: Path | None) -> str:
 
 def _task(entry: Any, folder: Path | None) -> str:
     if isinstance(entry, Mapping) and len(entry) == 1:
-        (name, knobs), = entry.items()
+        ((name, knobs),) = entry.items()
         if isinstance(knobs, Mapping) or knobs is None:
             return str(TaskRef(str(name), dict(knobs or {})))
     if isinstance(entry, str) and entry:
@@ -203,12 +231,14 @@ def _methods(entry: Any) -> list[tuple[str, Mapping[str, Any]]]:
         out = []
         for name, knobs in entry.items():
             if knobs is not None and not isinstance(knobs, Mapping):
-                raise UsageError(f"The knobs of {name} were given as {knobs!r}; wanted "
-                                 "{knob: value}.")
+                raise UsageError(
+                    f"The knobs of {name} were given as {knobs!r}; wanted {{knob: value}}."
+                )
             out.append((str(name).replace("-", "_"), dict(knobs or {})))
         return out
-    raise UsageError(f"A method was given as {entry!r}; wanted its name, or {{name: {{knob: "
-                     "value}}}}.")
+    raise UsageError(
+        f"A method was given as {entry!r}; wanted its name, or {{name: {{knob: value}}}}}}}}."
+    )
 
 
 def shard_of(text: str | tuple[int, int] | None) -> tuple[int, int] | None:
