@@ -22,7 +22,7 @@ from torch.nn import functional as F
 CHUNK = 1 << 16
 """Elements that an activation works on at a time, so that they stay in the core's cache."""
 
-_A = math.sqrt(8 / math.pi) / 2
+_A = math.sqrt(2 / math.pi)
 _B = _A * 0.044715
 
 
@@ -40,11 +40,16 @@ def gelu_tanh(x: Tensor) -> Tensor:
     plain = x.device.type == "cpu" and x.dtype in (torch.float32, torch.float64)
     if not (plain and fresh(x) and x.is_contiguous()):
         return F.gelu(x, approximate="tanh")
+    slope = x.new_tensor(_A)
     for piece in x.view(-1).split(CHUNK):
-        inner = piece * piece
-        inner.mul_(_B).add_(_A).mul_(piece).tanh_().add_(1).mul_(0.5)
-        piece.mul_(inner)
+        inner = torch.addcmul(slope, piece, piece, value=_B).mul_(piece).tanh_()
+        piece.mul_(0.5).addcmul_(piece, inner)
     return x
+
+
+def gelu(x: Tensor) -> Tensor:
+    """x · Φ(x), in place where no graph is wanted."""
+    return torch.ops.aten.gelu_(x) if fresh(x) else F.gelu(x)
 
 
 def silu(x: Tensor) -> Tensor:
@@ -59,10 +64,29 @@ def relu(x: Tensor) -> Tensor:
 
 FUSED: dict[str, Callable[[Tensor], Tensor]] = {
     "gelu_new": gelu_tanh, "gelu_pytorch_tanh": gelu_tanh, "gelu_fast": gelu_tanh,
-    "gelu_python_tanh": gelu_tanh, "gelu": F.gelu, "gelu_python": F.gelu,
+    "gelu_python_tanh": gelu_tanh, "gelu": gelu, "gelu_python": gelu,
     "silu": silu, "swish": silu, "relu": relu,
 }
 """Activation's name in a config -> fused function. Any other runs as the module's own."""
+
+
+def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """x / √(mean x² + eps) · weight over the last axis.
+
+    torch has no fused kernel for a CPU; there, without a graph, it is written out over pieces
+    that fit in the cache (the same operations, hence the same bits).
+    """
+    graph = torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad)
+    if graph or x.device.type != "cpu" or x.dtype != torch.float32 or not x.is_contiguous():
+        return F.rms_norm(x, x.shape[-1:], weight, eps)
+    out = torch.empty_like(x)
+    width = x.shape[-1]
+    rows = max(1, CHUNK // width)
+    pairs = zip(x.view(-1, width).split(rows), out.view(-1, width).split(rows), strict=True)
+    for piece, target in pairs:
+        scale = (piece * piece).mean(-1, keepdim=True).add_(eps).rsqrt_()
+        torch.mul(piece, scale, out=target).mul_(weight)
+    return out
 
 
 class Norm:
@@ -97,10 +121,10 @@ class Norm:
         if weight is None:
             return F.rms_norm(x, width, None, self.eps)
         if self.order == "gemma":
-            return F.rms_norm(x.float(), width, 1.0 + weight.float(), self.eps).to(x.dtype)
+            return rms_norm(x.float(), 1.0 + weight.float(), self.eps).to(x.dtype)
         if self.order == "llama" and x.dtype != torch.float32:
             return weight * F.rms_norm(x, width, None, self.eps)
-        return F.rms_norm(x, width, weight, self.eps)
+        return rms_norm(x, weight, self.eps)
 
     def _double(self, x: Tensor) -> Tensor:
         """The modules' own float32 arithmetic, operation by operation."""
