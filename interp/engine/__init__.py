@@ -3,9 +3,18 @@
 from interp.engine.metrics import METRICS, Metric, metric_named
 from interp.engine.plain import plain_metrics, plain_source, read_values
 from interp.engine.plans import Cell
+from interp.engine.reading import (
+    answers,
+    head_writing,
+    likeliest,
+    run_probabilities,
+    run_reads,
+    score_answers,
+)
 from interp.engine.sweeps import Estimate, Sweep, estimate, sweep, undriven
 
 __all__ = [
-    "METRICS", "Cell", "Estimate", "Metric", "Sweep", "estimate", "metric_named",
-    "plain_metrics", "plain_source", "read_values", "sweep", "undriven",
+    "METRICS", "Cell", "Estimate", "Metric", "Sweep", "answers", "estimate", "head_writing",
+    "likeliest", "metric_named", "plain_metrics", "plain_source", "read_values",
+    "run_probabilities", "run_reads", "score_answers", "sweep", "undriven",
 ]

@@ -20,14 +20,18 @@ from interp.engine.plans import Cell, positions_of
 from interp.terms import Edit, HookedModel, PromptPairs, Site
 
 
+def pick_positions(logits: Tensor, at: np.ndarray) -> Tensor:
+    """Logits ``[prompt, at, vocab]`` at the metric positions ``at [prompt, at]``."""
+    rows = torch.arange(len(at), device=logits.device)[:, None]
+    return logits[rows, torch.from_numpy(at).to(logits.device)]
+
+
 def _scored(
     pairs: PromptPairs, metric: Metric, bucket: Bucket, logits: Tensor,
     at: np.ndarray, clean: Tensor | None,
 ) -> np.ndarray:
     logits = logits if logits.dtype == torch.float64 else logits.float()
-    place = torch.from_numpy(at).to(logits.device)
-    rows = torch.arange(len(bucket), device=logits.device)[:, None]
-    logits = logits[rows, place]
+    logits = pick_positions(logits, at)
     targets = targets_of(pairs, bucket.rows.tolist(), metric, logits.shape[-1], logits.device)
     if targets.columns is not None:
         logits = logits[..., targets.columns]
@@ -60,7 +64,7 @@ def plain_metrics(
             if metric.clean:
                 clean = _clean(model, bucket, source.logits, direction)
             for c, cell in enumerate(cells):
-                logits = _patched_logits(model, cell, bucket, pairs, source.reads)
+                logits = patched_logits(model, cell, bucket, pairs, source.reads)
                 if logits is not None:
                     out[c, bucket.rows] = _scored(
                         pairs, metric, bucket, logits, bucket.at, clean
@@ -68,10 +72,17 @@ def plain_metrics(
     return out
 
 
-def _patched_logits(
-    model: HookedModel, cell: Cell, bucket: Bucket, pairs: PromptPairs, reads: Any
+def patched_logits(
+    model: HookedModel, cell: Cell, bucket: Bucket, pairs: PromptPairs, reads: Any = None
 ) -> Tensor | None:
-    """Logits of the base run under a cell's edits; prompts whose positions differ run singly."""
+    """Logits of a bucket's base run under a cell's edits; None where positions do not match.
+
+    ``reads`` are the source run's values by whole site, read now if None. Prompts whose edited
+    positions differ run singly.
+    """
+    if reads is None:
+        sites = {e.site.whole for e in cell.edits if _lent(e)}
+        reads = model.run(bucket.source, read=sorted(sites, key=str)).reads
     every = np.arange(len(bucket))
     places = [[positions_of(e.site, bucket, i, pairs) for i in every] for e in cell.edits]
     groups = [every] if all(map(_alike, places)) else [every[i : i + 1] for i in every]
@@ -111,8 +122,7 @@ def _clean(model: HookedModel, bucket: Bucket, source: Tensor, direction: str) -
     logits, at = source, bucket.at_source
     if direction == "noising":
         logits, at = model.run(bucket.base).logits, bucket.at
-    rows = torch.arange(len(bucket), device=logits.device)[:, None]
-    chosen = logits[rows, torch.from_numpy(at).to(logits.device)]
+    chosen = pick_positions(logits, at)
     chosen = chosen if chosen.dtype == torch.float64 else chosen.float()
     return torch.log_softmax(chosen, -1)
 

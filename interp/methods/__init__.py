@@ -1,11 +1,24 @@
 """Floor 3: one family of published methods a folder, one method a file, one line here."""
 
+from interp.methods.explore.attention_patterns import AttentionPatterns
+from interp.methods.explore.head_page import HeadPage
+from interp.methods.explore.next_tokens import NextTokens
+from interp.methods.explore.pair_check import PairCheck
+from interp.methods.explore.verify_cell import VerifyCell
 from interp.methods.patching.activation_patching import ActivationPatching
 from interp.terms import Method
 
 METHODS: dict[str, type[Method]] = {
     "activation_patching": ActivationPatching,
+    "attention_patterns": AttentionPatterns,
+    "head_page": HeadPage,
+    "next_tokens": NextTokens,
+    "pair_check": PairCheck,
+    "verify_cell": VerifyCell,
 }
 """Every method by its key (snake_case of the class's name)."""
 
-__all__ = ["METHODS", "ActivationPatching"]
+__all__ = [
+    "METHODS", "ActivationPatching", "AttentionPatterns", "HeadPage", "NextTokens", "PairCheck",
+    "VerifyCell",
+]

@@ -205,6 +205,12 @@ class ModelWeights:
         return _gain(self._blocks.final_norm)
 
     @property
+    def final_centres(self) -> bool:
+        """Whether the final norm subtracts the mean (LayerNorm) before it divides."""
+        norm = self._blocks.final_norm
+        return norm is not None and norm.kind == "layer"
+
+    @property
     def ln_final_b(self) -> Tensor | None:
         """Shift of the final norm ``[d_model]``, or None."""
         return _shift(self._blocks.final_norm)

@@ -9,7 +9,16 @@ import numpy as np
 import xarray as xr
 from pydantic import Field
 
-from interp.engine import Cell, Sweep, metric_named, plain_metrics, read_values, sweep
+from interp.engine import (
+    Cell,
+    Sweep,
+    estimate,
+    metric_named,
+    plain_metrics,
+    read_values,
+    sweep,
+    undriven,
+)
 from interp.engine.statistics import (
     bootstrap_interval,
     mean_and_error,
@@ -81,6 +90,15 @@ class ActivationPatching(Method):
     def needed(self) -> tuple[str, ...]:
         """The site it patches."""
         return (self.site,)
+
+    def estimate(self, model: HookedModel, task: PromptPairs) -> dict[str, float]:
+        """Cells, rows, FLOPs, bytes and seconds before it runs (``engine.Estimate``)."""
+        cells = [c for g in self._grids(model, task) for c in g.cells]
+        if undriven(model, cells):
+            return {"cells": len(cells), "rows": len(cells) * len(task), "prompts": len(task)}
+        found = estimate(model, task, cells, metric=self.metric, direction=self.direction,
+                         at=self._at())
+        return vars(found)
 
     def measure(self, model: HookedModel, task: PromptPairs, context: Context) -> xr.Dataset:
         """Dataset of ``effect``, ``effect_raw`` and their statistics over the chosen axes."""
