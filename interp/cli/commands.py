@@ -2,19 +2,29 @@
 
 from __future__ import annotations
 
-import functools
-import os
+import io
 import sys
-import traceback
-from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from interp.cli import listing, processes, stored
+from interp.cli.groups import jobs_app, list_app, runs_app
+from interp.cli.options import (
+    PASS_ON,
+    USUAL_BACKEND,
+    Backend,
+    Device,
+    Dtype,
+    Json,
+    Memory,
+    Quiet,
+    StoreAt,
+    spoken,
+)
 from interp.cli.say import DONE, FAILED, REFUSED, UNTRUSTED, Voice, tell_error
-from interp.terms.errors import CancelledError, InterpError, UsageError
+from interp.terms.errors import CancelledError, UsageError
 
 app = typer.Typer(
     name="interp",
@@ -25,90 +35,9 @@ app = typer.Typer(
     epilog="Exit codes: 0 done, 1 failed, 2 usage, 3 done but a trust check failed, 4 refused, "
     "130 interrupted.",
 )
-list_app = typer.Typer(
-    no_args_is_help=True,
-    rich_markup_mode=None,
-    help="What there is: models, tasks, methods, metrics.",
-)
-runs_app = typer.Typer(
-    no_args_is_help=True, rich_markup_mode=None, help="Stored runs: list, show, compare, delete."
-)
-jobs_app = typer.Typer(
-    no_args_is_help=True,
-    rich_markup_mode=None,
-    help="Jobs of the worker: list, show, cancel, resume.",
-)
 app.add_typer(list_app, name="list")
 app.add_typer(runs_app, name="runs")
 app.add_typer(jobs_app, name="jobs")
-
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Only results and errors.")]
-StoreAt = Annotated[
-    Path | None,
-    typer.Option(
-        "--store",
-        metavar="DIR",
-        help="Where runs are kept (default: $INTERP_HOME or ~/.local/share/interp).",
-    ),
-]
-Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:0, mps.")]
-Dtype = Annotated[str, typer.Option(help="float32, float64, bfloat16, float16.")]
-Backend = Annotated[str, typer.Option(help="transformer_lens, nnsight or torch_module.")]
-Memory = Annotated[
-    str | None,
-    typer.Option(
-        metavar="SIZE", help="Memory a run may use, as 8GiB (default: part of what is free)."
-    ),
-]
-PASS_ON = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
-USUAL_BACKEND = "transformer_lens"
-
-
-def spoken(command: Callable[..., int | None]) -> Callable[..., None]:
-    """A command that answers with an exit code and tells errors without a traceback."""
-
-    @functools.wraps(command)
-    def wrapped(*args: Any, **kwargs: Any) -> None:
-        voice = Voice(bool(kwargs.get("as_json")), bool(kwargs.get("quiet")))
-        if not voice.progress:
-            os.environ.setdefault("TQDM_DISABLE", "1")
-            os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-        try:
-            code = command(*args, **kwargs)
-        except InterpError as error:
-            code = tell_error(error, voice)
-        except (typer.Exit, typer.Abort, typer.TyperException, KeyboardInterrupt, BrokenPipeError):
-            raise
-        except Exception as error:
-            code = _unexpected(error, voice)
-        raise typer.Exit(code or DONE)
-
-    return wrapped
-
-
-def _unexpected(error: Exception, voice: Voice) -> int:
-    """A mistake of ours: one sentence here, the whole story in the log."""
-    if os.environ.get("INTERP_DEBUG"):
-        raise error
-    from interp.store import default_root
-
-    log = default_root() / "interp.log"
-    told = "".join(traceback.format_exception(error))
-    try:
-        log.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        with os.fdopen(
-            os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600),
-            "a",
-            encoding="utf-8",
-            errors="backslashreplace",
-        ) as stream:
-            stream.write(told + "\n")
-        where = f"The whole story is in {log}; INTERP_DEBUG=1 shows it here."
-    except OSError:
-        where = "INTERP_DEBUG=1 shows the whole story."
-    first = (str(error).splitlines() or ["no message"])[0][:300]
-    return tell_error(InterpError(f"{type(error).__name__}: {first}.", remedy=where), voice)
 
 
 def _version(asked: bool) -> None:
@@ -126,45 +55,6 @@ def _top(
     ] = False,
 ) -> None:
     pass
-
-
-# -- list -----------------------------------------------------------------------------------------
-
-
-@list_app.command("models")
-@spoken
-def list_models(
-    models: Annotated[
-        list[Path] | None,
-        typer.Option(
-            "--models", metavar="DIR", help="Also checkpoint folders under DIR; may be repeated."
-        ),
-    ] = None,
-    as_json: Json = False,
-) -> int:
-    """Shipped models, and checkpoint folders under --models."""
-    return listing.models(models or [], Voice(as_json))
-
-
-@list_app.command("tasks")
-@spoken
-def list_tasks(as_json: Json = False) -> int:
-    """Task families with their knobs."""
-    return listing.tasks(Voice(as_json))
-
-
-@list_app.command("methods")
-@spoken
-def list_methods(as_json: Json = False) -> int:
-    """Methods with the question each answers and what it takes."""
-    return listing.methods(Voice(as_json))
-
-
-@list_app.command("metrics")
-@spoken
-def list_metrics(as_json: Json = False) -> int:
-    """Metrics of a run's answer."""
-    return listing.metrics(Voice(as_json))
 
 
 # -- run, report, doctor --------------------------------------------------------------------------
@@ -366,142 +256,6 @@ def doctor_command(
     return listing.doctor(doctor(model, device=device, dtype=dtype, backend=backend), voice)
 
 
-# -- runs -----------------------------------------------------------------------------------------
-
-
-@runs_app.command("list")
-@spoken
-def runs_list(
-    method: Annotated[str | None, typer.Option(help="Only this method.")] = None,
-    model: Annotated[str | None, typer.Option(help="Only this model.")] = None,
-    task: Annotated[str | None, typer.Option(help="Only this task.")] = None,
-    tag: Annotated[str | None, typer.Option(help="Only with this tag.")] = None,
-    text: Annotated[str | None, typer.Option(help="Only where this text stands.")] = None,
-    limit: Annotated[int, typer.Option(min=1, help="At most so many.")] = 50,
-    store: StoreAt = None,
-    as_json: Json = False,
-) -> int:
-    """Stored runs, newest first."""
-    return stored.runs(
-        store,
-        Voice(as_json),
-        method=method,
-        model=model,
-        task=task,
-        tag=tag,
-        text=text,
-        limit=limit,
-    )
-
-
-@runs_app.command("show")
-@spoken
-def runs_show(
-    run_id: Annotated[str, typer.Argument(metavar="RUN", help="Its id, or the first characters.")],
-    html: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Also write it as one HTML file.")
-    ] = None,
-    store: StoreAt = None,
-    as_json: Json = False,
-) -> int:
-    """A stored run: trust panel, largest cells, provenance, and how to run it again."""
-    return stored.show(run_id, store, html, Voice(as_json))
-
-
-@runs_app.command("compare")
-@spoken
-def runs_compare(
-    first: Annotated[str, typer.Argument(metavar="RUN_A")],
-    second: Annotated[str, typer.Argument(metavar="RUN_B")],
-    store: StoreAt = None,
-    as_json: Json = False,
-) -> int:
-    """What differs between two runs: spec, provenance, numbers."""
-    return stored.compare_runs(first, second, store, Voice(as_json))
-
-
-@runs_app.command("delete")
-@spoken
-def runs_delete(
-    run_ids: Annotated[list[str], typer.Argument(metavar="RUN...")],
-    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
-    store: StoreAt = None,
-    as_json: Json = False,
-) -> int:
-    """Delete runs for good."""
-    return stored.delete(run_ids, yes, store, Voice(as_json))
-
-
-@runs_app.command("tag")
-@spoken
-def runs_tag(
-    run_id: Annotated[str, typer.Argument(metavar="RUN")],
-    tags: Annotated[list[str] | None, typer.Argument(metavar="TAG...")] = None,
-    remove: Annotated[
-        list[str] | None, typer.Option(metavar="TAG", help="Take this tag away; may be repeated.")
-    ] = None,
-    store: StoreAt = None,
-    as_json: Json = False,
-) -> int:
-    """Add tags to a run."""
-    return stored.label(run_id, store, Voice(as_json), tags=tags or (), remove=remove or ())
-
-
-@runs_app.command("note")
-@spoken
-def runs_note(
-    run_id: Annotated[str, typer.Argument(metavar="RUN")],
-    note: Annotated[str, typer.Argument(metavar="TEXT")],
-    store: StoreAt = None,
-    as_json: Json = False,
-) -> int:
-    """Set the note of a run."""
-    return stored.label(run_id, store, Voice(as_json), note=note)
-
-
-# -- jobs -----------------------------------------------------------------------------------------
-
-
-@jobs_app.command("list")
-@spoken
-def jobs_list(store: StoreAt = None, as_json: Json = False) -> int:
-    """Jobs, newest first."""
-    return stored.jobs(store, Voice(as_json))
-
-
-@jobs_app.command("show")
-@spoken
-def jobs_show(
-    job_id: Annotated[str, typer.Argument(metavar="JOB")],
-    store: StoreAt = None,
-    as_json: Json = False,
-) -> int:
-    """One job: state, progress, error."""
-    return stored.job("show", job_id, store, Voice(as_json))
-
-
-@jobs_app.command("cancel")
-@spoken
-def jobs_cancel(
-    job_id: Annotated[str, typer.Argument(metavar="JOB")],
-    store: StoreAt = None,
-    as_json: Json = False,
-) -> int:
-    """Ask a job to stop at its next chunk; finished chunks stay."""
-    return stored.job("cancel", job_id, store, Voice(as_json))
-
-
-@jobs_app.command("resume")
-@spoken
-def jobs_resume(
-    job_id: Annotated[str, typer.Argument(metavar="JOB")],
-    store: StoreAt = None,
-    as_json: Json = False,
-) -> int:
-    """Queue a cancelled or interrupted job again; it goes on from its finished chunks."""
-    return stored.job("resume", job_id, store, Voice(as_json))
-
-
 # -- other processes ------------------------------------------------------------------------------
 
 
@@ -525,6 +279,6 @@ def bench_command(
 def main(argv: list[str] | None = None) -> None:
     """The entry point; leaves by ``SystemExit`` with the exit code."""
     for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):
+        if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
     app(args=argv, prog_name="interp")

@@ -159,7 +159,7 @@ def _words(
 def side_of(tokens: Mapping[str, Any], picked: Mapping[str, Any], array: xr.DataArray) -> str:
     """Which prompts label the axis: the picked side, else clean, else whatever there is."""
     side = picked.get("side")
-    if side in tokens and tokens[side]:
+    if side is not None and tokens.get(side):
         return str(side)
     for known in ("clean", "texts", "tokens", "prompt"):
         if tokens.get(known):

@@ -2,28 +2,17 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import plotly.graph_objects as go
 
-from interp.figures import charts, graphs, grids
-from interp.figures.axes import ONE_BASED, Axis, axis_of, entry_name, title_of
-from interp.figures.choose import (
-    Plan,
-    drawn_names,
-    kind_of,
-    labels_of,
-    narrow,
-    noise_floor,
-    plan_of,
-    spoken_labels,
-)
+from interp.figures.axes import ONE_BASED, entry_name, title_of
+from interp.figures.choose import Plan, drawn_names, labels_of, narrow, plan_of
+from interp.figures.grids import unit_text
+from interp.figures.makers import MAKERS, View, attrs_of, numbers_of
 from interp.figures.palette import theme
-from interp.figures.patterns import pattern_grid
 from interp.figures.text import number, plain
 from interp.terms.errors import UsageError, unknown_name
 
@@ -33,19 +22,6 @@ if TYPE_CHECKING:
 Scale = Literal["own", "shared", "robust"]
 MOST_BYTES = 3_000_000
 """A figure's JSON stays under this."""
-
-
-@dataclass(frozen=True)
-class View:
-    """What a person chose about the looks, and what every figure of a dataset shares."""
-
-    data: Any
-    tokens: Mapping[str, Any] | None = None
-    selection: Mapping[str, Any] = field(default_factory=dict)
-    palette: str = "RdBu"
-    scale: str = "own"
-    title: str = ""
-    stamp: str = ""
 
 
 def figures_of(
@@ -113,280 +89,6 @@ def _draw(view: View, name: str) -> go.Figure:
     return _light_enough(figure)
 
 
-def _beside(
-    view: View, name: str, suffix: str, array: xr.DataArray, picked: Mapping[str, Any]
-) -> xr.DataArray | None:
-    """The helper array of ``name`` (error, interval, inert), narrowed and laid out alike."""
-    helper = view.data.get(name + suffix if suffix.startswith("_") else suffix)
-    if helper is None:
-        return None
-    helper, _ = narrow(helper, {a: v for a, v in picked.items() if a in helper.dims})
-    wanted = [d for d in array.dims if d in helper.dims]
-    if "bound" in helper.dims:
-        wanted = ["bound", *wanted]
-    extra = [d for d in helper.dims if d not in wanted]
-    if extra and suffix == "inert":
-        helper = helper.all(extra)
-    elif extra:
-        return None
-    helper = helper.transpose(*wanted)
-    if [d for d in helper.dims if d != "bound"] != list(array.dims):
-        if suffix != "inert":
-            return None
-        helper = helper.broadcast_like(array).transpose(*array.dims)
-    return helper
-
-
-def _interval(helper: xr.DataArray | None) -> tuple[np.ndarray, np.ndarray] | None:
-    if helper is None or helper.sizes.get("bound") != 2:
-        return None
-    return np.asarray(helper[0].values, float), np.asarray(helper[1].values, float)
-
-
-def _numbers(array: xr.DataArray) -> np.ndarray:
-    return np.asarray(array.values, dtype=float)
-
-
-def _attrs(array: xr.DataArray, name: str) -> tuple[str, str, bool]:
-    return (
-        str(array.attrs.get("long_name", name)),
-        str(array.attrs.get("units", "")),
-        bool(array.attrs.get("signed", 0)),
-    )
-
-
-def _cells(
-    view: View, name: str, array: xr.DataArray, y: Any, x: Any, picked: Mapping[str, Any]
-) -> grids.Cells:
-    _, units, signed = _attrs(array, name)
-    error = _beside(view, name, "_se", array, picked)
-    inert = _beside(view, name, "inert", array, picked)
-    shape = (len(y.names), len(x.names))
-    interval = _interval(_beside(view, name, "_ci", array, picked))
-    cells = grids.Cells(
-        _numbers(array).reshape(shape),
-        y,
-        x,
-        signed,
-        units,
-        floor=_floor(view, name),
-        error=None if error is None else _numbers(error).reshape(shape),
-        interval=None
-        if interval is None
-        else (interval[0].reshape(shape), interval[1].reshape(shape)),
-        inert=None if inert is None else inert.values.astype(bool).reshape(shape),
-    )
-    _limit(view, name, cells)
-    return cells
-
-
-def _floor(view: View, name: str) -> float:
-    return noise_floor(view.data, name)
-
-
-def _limit(view: View, name: str, cells: grids.Cells) -> None:
-    """Set the colour limits that the chosen scale asks for."""
-    whole = [_numbers(view.data[name])]
-    if view.scale == "own":
-        return
-    if view.scale == "shared":
-        units = view.data[name].attrs.get("units")
-        whole = [
-            _numbers(view.data[n])
-            for n in drawn_names(view.data)
-            if view.data[n].attrs.get("units") == units
-            and view.data[n].dtype.kind in "iuf"
-            and bool(view.data[n].attrs.get("signed")) == cells.signed
-        ]
-    every = np.concatenate([w[np.isfinite(w)].ravel() for w in whole])
-    if not every.size:
-        return
-    share = 99.0 if view.scale == "robust" else 100.0
-    cells.limit = float(np.percentile(np.abs(every) if cells.signed else every, share)) or None
-    cells.clipped = view.scale == "robust"
-    if not cells.signed:
-        cells.low = min(0.0, float(np.percentile(every, 100 - share)))
-    cells.notes.append(
-        "colours end at 99 % of the cells"
-        if view.scale == "robust"
-        else "one scale for all figures of this unit"
-    )
-
-
-def _grid(view: View, name: str, array: xr.DataArray, plan: Plan, picked: dict[str, Any]) -> Any:
-    if plan.stack:
-        return _stack(view, name, array, plan, picked)
-    array = array.transpose(*plan.axes)
-    y, x = (axis_of(array, a, view.tokens, picked) for a in plan.axes)
-    cells = _cells(view, name, array, y, x, picked)
-    flipped = plan.axes[0] in ("query", "label", "row", "boundary") or (
-        kind_of(plan.axes[0]) in ("position", "small", "selector", "component")
-    )
-    figure = grids.heatmap(
-        cells, palette=view.palette, square=plan.kind in ("square", "image"), y_up=not flipped
-    )
-    return figure, [grids.legend_of(cells, picked)], (plan.axes[1], plan.axes[0])
-
-
-def _stack(view: View, name: str, array: xr.DataArray, plan: Plan, picked: dict[str, Any]) -> Any:
-    layer, head = plan.stack
-    array = array.transpose(layer, head, plan.axes[0])
-    x = axis_of(array, plan.axes[0], view.tokens, picked)
-    layers, heads = labels_of(array, layer), labels_of(array, head)
-    raw = [f"L{a} H{b}" for a in layers for b in heads]
-    ticks = [i * len(heads) for i in range(len(layers))] if len(raw) > 40 else range(len(raw))
-    y = Axis(
-        head,
-        f"{title_of(layer)} and {title_of(head)}",
-        raw,
-        {
-            "tickmode": "array",
-            "tickvals": list(ticks),
-            "ticktext": [raw[i] for i in ticks],
-            "range": [-0.5, len(raw) - 0.5],
-            "automargin": True,
-        },
-        "",
-        list(range(len(raw))),
-        raw,
-        raw,
-    )
-    cells = _cells(view, name, array, y, x, picked)
-    figure = grids.heatmap(cells, palette=view.palette)
-    return figure, [grids.legend_of(cells, picked)], (plan.axes[0], f"{layer}+{head}")
-
-
-def _patterns(
-    view: View, name: str, array: xr.DataArray, plan: Plan, picked: dict[str, Any]
-) -> Any:
-    if plan.axes[2:] and math.prod(array.sizes[d] for d in plan.axes[2:]) == 1:
-        array = array.squeeze(list(plan.axes[2:]))
-        return _grid(view, name, array, Plan("square", ("query", "key")), picked)
-    return pattern_grid(array, tokens=view.tokens, picked=picked), [], ("key", "query")
-
-
-def _words(view: View, name: str, array: xr.DataArray, plan: Plan, picked: dict[str, Any]) -> Any:
-    array = array.transpose(*plan.axes) if len(array.dims) == 2 else array.expand_dims("row")
-    first = plan.axes[0] if len(plan.axes) == 2 else "row"
-    y = axis_of(array, first, view.tokens, picked)
-    x = axis_of(array, "top", view.tokens, picked)
-    answers = (view.tokens or {}).get("answers") or {}
-    words = [
-        [answers.get(int(t), answers.get(str(int(t)), f"#{int(t)}")) for t in row]
-        for row in array.values
-    ]
-    partner = view.data[name].attrs.get("shade")
-    shade = view.data[partner] if partner in view.data else None
-    if shade is not None:
-        shade, _ = narrow(shade, {a: v for a, v in picked.items() if a in shade.dims})
-        shade = shade.transpose(*[d for d in array.dims if d in shade.dims])
-    values = _numbers(shade).reshape(array.shape) if shade is not None else np.zeros(array.shape)
-    _, units, signed = _attrs(shade if shade is not None else array, name)
-    cells = grids.Cells(values, y, x, signed, units)
-    figure = grids.word_table(words, cells)
-    return figure, [grids.legend_of(cells, picked)], ("top", first)
-
-
-def _bars(view: View, name: str, array: xr.DataArray, plan: Plan, picked: dict[str, Any]) -> Any:
-    x = axis_of(array, plan.axes[0], view.tokens, picked)
-    long_name, units, _ = _attrs(array, name)
-    error = _beside(view, name, "_se", array, picked)
-    figure = charts.bars(
-        _numbers(array),
-        x,
-        long_name=long_name,
-        units=units,
-        error=None if error is None else _numbers(error),
-        interval=_interval(_beside(view, name, "_ci", array, picked)),
-    )
-    return figure, [x.note], (plan.axes[0], "")
-
-
-def _curve(view: View, name: str, array: xr.DataArray, plan: Plan, picked: dict[str, Any]) -> Any:
-    array = array.transpose(*plan.axes)
-    x = axis_of(array, plan.axes[0], view.tokens, picked)
-    lines = axis_of(array, plan.axes[1], view.tokens, picked) if len(plan.axes) > 1 else None
-    labels = labels_of(array, plan.axes[0])
-    numeric = all(isinstance(v, (int, float)) for v in labels)
-    long_name, units, _ = _attrs(array, name)
-    error = _beside(view, name, "_se", array, picked)
-    figure = charts.curves(
-        _numbers(array),
-        x,
-        labels if numeric else x.values,
-        lines,
-        long_name=long_name,
-        units=units,
-        error=None if error is None else _numbers(error),
-    )
-    if not numeric:
-        figure.update_xaxes(**x.layout)
-    return figure, [x.note], (plan.axes[0], plan.axes[1] if lines else "")
-
-
-def _whiskers(
-    view: View, name: str, array: xr.DataArray, plan: Plan, picked: dict[str, Any]
-) -> Any:
-    array = array.transpose(*plan.axes)
-    bound = axis_of(array, "bound", view.tokens, picked)
-    x = axis_of(array, plan.axes[1], view.tokens, picked) if len(plan.axes) > 1 else None
-    long_name, units, _ = _attrs(array, name)
-    figure = charts.whiskers(_numbers(array), bound, x, long_name=long_name, units=units)
-    return figure, [], (plan.axes[1] if x else "", "bound")
-
-
-def _graph(view: View, name: str, array: xr.DataArray, plan: Plan, picked: dict[str, Any]) -> Any:
-    array = array.transpose("src", "dst")
-    _, units, signed = _attrs(array, name)
-    src, dst = ([str(v) for v in spoken_labels(array, d)] for d in ("src", "dst"))
-    known = set(src)
-    figure, notes = graphs.graph(
-        _numbers(array),
-        src,
-        dst,
-        signed=signed,
-        units=units,
-        node_of=lambda label: next(
-            (
-                label[: label.rfind(s)]
-                for s in (".q", ".k", ".v", " q", " k", " v", "<q>", "<k>", "<v>")
-                if label.endswith(s) and label[: label.rfind(s)] in known
-            ),
-            label,
-        ),
-    )
-    return figure, notes, ("src", "dst")
-
-
-def _card(view: View, name: str, array: xr.DataArray, plan: Plan, picked: dict[str, Any]) -> Any:
-    _, units, _ = _attrs(array, name)
-    value = array.values.item()
-    value = value if isinstance(value, (str, bytes)) else float(value)
-    error = _beside(view, name, "_se", array, picked)
-    interval = _interval(_beside(view, name, "_ci", array, picked))
-    figure = charts.card(
-        value.decode() if isinstance(value, bytes) else value,
-        units=units,
-        error=None if error is None else float(error),
-        interval=interval and (float(interval[0]), float(interval[1])),
-    )
-    return figure, [], ("", "")
-
-
-MAKERS = {
-    "patterns": _patterns,
-    "grid": _grid,
-    "square": _grid,
-    "image": _grid,
-    "words": _words,
-    "bars": _bars,
-    "curve": _curve,
-    "whiskers": _whiskers,
-    "graph": _graph,
-    "card": _card,
-}
-
-
 def _frame(
     figure: go.Figure,
     view: View,
@@ -398,7 +100,7 @@ def _frame(
 ) -> None:
     """Title, what is selected, notes, stamp, and what a page must know of the figure."""
     array = view.data[name]
-    long_name, units, _ = _attrs(array, name)
+    long_name, units, _ = attrs_of(array, name)
     chosen = [
         f"{entry_name(a, v)} of {array.sizes[a]}" if a in ONE_BASED else entry_name(a, v)
         for a, v in picked.items()
@@ -439,7 +141,8 @@ def _frame(
 def _stamp(figure: go.Figure, stamp: str) -> None:
     """Under the x axis as part of its title, so that long tick labels push it down."""
     lines = [plain(line) for line in _folded(stamp)]
-    if figure.layout.xaxis.visible is False or "xaxis2" in figure.layout:
+    layout: Any = figure.layout
+    if layout.xaxis.visible is False or "xaxis2" in layout:
         figure.add_annotation(
             text="<br>".join(lines),
             name="stamp",
@@ -453,7 +156,7 @@ def _stamp(figure: go.Figure, stamp: str) -> None:
             font={"size": 10},
         )
         return
-    above = figure.layout.xaxis.title.text or ""
+    above = layout.xaxis.title.text or ""
     small = "".join(f'<br><span style="font-size:10px">{line}</span>' for line in lines)
     figure.update_xaxes(title={"text": above + small})
 
@@ -473,16 +176,16 @@ def _folded(text: str, width: int = 110) -> list[str]:
 def alt_text(view: View, name: str, plan: Plan, picked: Mapping[str, Any]) -> str:
     """One sentence for a screen reader: what is drawn and where it is largest. Plain text."""
     array, _ = narrow(view.data[name], picked)
-    long_name, units, _ = _attrs(array, name)
+    long_name, units, _ = attrs_of(array, name)
     if array.dtype.kind not in "iufb":
         return f"{long_name}."
-    values = _numbers(array)
+    values = numbers_of(array)
     finite = np.isfinite(values)
     axes = ", ".join(f"{array.sizes[d]} {title_of(str(d))}" for d in array.dims)
     if not finite.any():
         return f"{long_name} over {axes or 'one number'}: undefined everywhere."
     if not array.dims:
-        return f"{long_name}: {number(float(values))} {grids.unit_text(units)}."
+        return f"{long_name}: {number(float(values))} {unit_text(units)}."
     at = np.unravel_index(int(np.argmax(np.where(finite, np.abs(values), -1))), values.shape)
     where = ", ".join(
         entry_name(str(d), labels_of(array, str(d))[i]) for d, i in zip(array.dims, at, strict=True)
@@ -495,13 +198,13 @@ def alt_text(view: View, name: str, plan: Plan, picked: Mapping[str, Any]) -> st
 
 def _light_enough(figure: go.Figure) -> go.Figure:
     """Keep a figure's JSON under the cap: sentences go first, numbers stay."""
-    size = len(figure.to_json())
+    size = len(str(figure.to_json()))
     if size <= MOST_BYTES:
         return figure
     for trace in figure.data:
         if trace.customdata is not None:
             trace.update(customdata=None, hovertemplate="%{x}, %{y}<extra></extra>")
-    if len(figure.to_json()) > MOST_BYTES:
+    if len(str(figure.to_json())) > MOST_BYTES:
         raise UsageError(
             f"The figure would take {size / 1e6:.1f} MB in a page; at most 3 MB are drawn.",
             remedy="Select a part of it (selection=…), or read the array itself.",

@@ -132,7 +132,8 @@ def _trace(
     else:
         y, x = template_safe(cells.y.title), template_safe(cells.x.title)
         extra = {
-            "hovertemplate": f"{y} %{{y}}, {x} %{{x}}<br>%{{z:.3g}} {template_safe(unit)}<extra></extra>"
+            "hovertemplate": f"{y} %{{y}}, {x} %{{x}}<br>"
+            f"%{{z:.3g}} {template_safe(unit)}<extra></extra>"
         }
     return go.Heatmap(
         z=np.asarray(cells.values, dtype=np.float32),

@@ -7,6 +7,7 @@ import importlib.util
 import os
 import shutil
 from dataclasses import dataclass
+from typing import Any
 
 import plotly.graph_objects as go
 
@@ -45,7 +46,7 @@ def plotly_script() -> str:
 
 def figure_json(figure: go.Figure) -> str:
     """A figure as JSON that may stand in a ``<script>`` of any page: no ``<``, ``>``, ``&``."""
-    text = figure.to_json()
+    text = str(figure.to_json())
     for char in "<>&\u2028\u2029":
         text = text.replace(char, f"\\u{ord(char):04x}")
     return text
@@ -83,7 +84,8 @@ def picture(
     previous = os.environ.get("BROWSER_PATH")
     os.environ["BROWSER_PATH"] = str(browser())
     try:
-        height = int(figure.layout.height or 450)
+        layout: Any = figure.layout
+        height = int(layout.height or 450)
         return Picture(figure.to_image(format_, width=width, height=height, scale=scale))
     except (RuntimeError, ValueError, OSError) as error:
         return Picture(reason=f"the browser failed: {str(error).strip().splitlines()[-1][:200]}")

@@ -117,7 +117,7 @@ def report(
         UsageError: the spec cannot be read, or ``out`` is not empty and ``resume`` is not set.
         CancelledError: stopped by the person; what is finished is kept and in the report.
     """
-    spec = read_spec(spec)
+    asked = read_spec(spec)
     if engine != "local":
         raise UsageError(f"The engine was given as {engine!r}; here is only 'local'.")
     part = shard_of(shard)
@@ -128,8 +128,8 @@ def report(
             remedy="Go on with it (resume), or choose another folder.",
         )
     folder.mkdir(parents=True, exist_ok=True)
-    cells = _cells(spec)
-    bench = Bench(spec, memory, progress, store)
+    cells = _cells(asked)
+    bench = Bench(asked, memory, progress, store)
     outcomes: list[Outcome] = []
     stopped: CancelledError | None = None
     for i, cell in enumerate(cells):
@@ -149,7 +149,7 @@ def report(
                 outcomes.append(Outcome(cell, "missing", reason="cancelled; resume runs it"))
     if on_cell is not None:
         on_cell(len(cells), len(cells), "writing the report")
-    _write(page, folder, spec, outcomes, pictures)
+    _write(page, folder, asked, outcomes, pictures)
     if stopped is not None:
         raise CancelledError(str(stopped), remedy=f"Finished runs are in {page}; resume goes on.")
     return page
@@ -242,14 +242,9 @@ def _one(bench: Bench, cell: Cell, folder: Path) -> Outcome:
         return Outcome(cell, "failed", reason=str(error))
     except Exception as error:
         log.exception("%s failed", cell.title)
-        return Outcome(
-            cell,
-            "failed",
-            reason=(
-                f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no message'}"
-                " (the log has the whole story)"
-            ),
-        )
+        first = (str(error).splitlines() or ["no message"])[0]
+        told = f"{type(error).__name__}: {first} (the log has the whole story)"
+        return Outcome(cell, "failed", reason=told)
 
 
 def _write(

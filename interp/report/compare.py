@@ -88,8 +88,7 @@ def _difference(
         )[names[0]]
     except UsageError:
         return []
+    layout: Any = figure.layout
     key = f"figure-{len(blocks)}"
     blocks.append((key, f"[{figure_json(figure)}]"))
-    return [
-        {"key": key, "alt": figure.layout.meta["alt"], "height": int(figure.layout.height or 400)}
-    ]
+    return [{"key": key, "alt": layout.meta["alt"], "height": int(layout.height or 400)}]

@@ -1,0 +1,314 @@
+"""Makers: for each kind of figure the function that draws it from an array and its helpers."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from interp.figures import charts, graphs, grids
+from interp.figures.axes import Axis, axis_of, title_of
+from interp.figures.choose import (
+    Plan,
+    drawn_names,
+    kind_of,
+    labels_of,
+    narrow,
+    noise_floor,
+    spoken_labels,
+)
+from interp.figures.patterns import pattern_grid
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+
+@dataclass(frozen=True)
+class View:
+    """What a person chose about the looks, and what every figure of a dataset shares."""
+
+    data: Any
+    tokens: Mapping[str, Any] | None = None
+    selection: Mapping[str, Any] = field(default_factory=dict)
+    palette: str = "RdBu"
+    scale: str = "own"
+    title: str = ""
+    stamp: str = ""
+
+
+def _beside(
+    view: View, name: str, suffix: str, array: xr.DataArray, picked: Mapping[str, Any]
+) -> xr.DataArray | None:
+    """The helper array of ``name`` (error, interval, inert), narrowed and laid out alike."""
+    helper = view.data.get(name + suffix if suffix.startswith("_") else suffix)
+    if helper is None:
+        return None
+    helper, _ = narrow(helper, {a: v for a, v in picked.items() if a in helper.dims})
+    wanted = [d for d in array.dims if d in helper.dims]
+    if "bound" in helper.dims:
+        wanted = ["bound", *wanted]
+    extra = [d for d in helper.dims if d not in wanted]
+    if extra and suffix == "inert":
+        helper = helper.all(extra)
+    elif extra:
+        return None
+    helper = helper.transpose(*wanted)
+    if [d for d in helper.dims if d != "bound"] != list(array.dims):
+        if suffix != "inert":
+            return None
+        helper = helper.broadcast_like(array).transpose(*array.dims)
+    return helper
+
+
+def _interval(helper: xr.DataArray | None) -> tuple[np.ndarray, np.ndarray] | None:
+    if helper is None or helper.sizes.get("bound") != 2:
+        return None
+    return np.asarray(helper[0].values, float), np.asarray(helper[1].values, float)
+
+
+def numbers_of(array: xr.DataArray) -> np.ndarray:
+    """Values as float64."""
+    return np.asarray(array.values, dtype=float)
+
+
+def attrs_of(array: xr.DataArray, name: str) -> tuple[str, str, bool]:
+    """What it is, its unit, and whether its sign means something."""
+    return (
+        str(array.attrs.get("long_name", name)),
+        str(array.attrs.get("units", "")),
+        bool(array.attrs.get("signed", 0)),
+    )
+
+
+def _cells(
+    view: View, name: str, array: xr.DataArray, y: Any, x: Any, picked: Mapping[str, Any]
+) -> grids.Cells:
+    _, units, signed = attrs_of(array, name)
+    error = _beside(view, name, "_se", array, picked)
+    inert = _beside(view, name, "inert", array, picked)
+    shape = (len(y.names), len(x.names))
+    interval = _interval(_beside(view, name, "_ci", array, picked))
+    cells = grids.Cells(
+        numbers_of(array).reshape(shape),
+        y,
+        x,
+        signed,
+        units,
+        floor=noise_floor(view.data, name),
+        error=None if error is None else numbers_of(error).reshape(shape),
+        interval=None
+        if interval is None
+        else (interval[0].reshape(shape), interval[1].reshape(shape)),
+        inert=None if inert is None else inert.values.astype(bool).reshape(shape),
+    )
+    _limit(view, name, cells)
+    return cells
+
+
+def _limit(view: View, name: str, cells: grids.Cells) -> None:
+    """Set the colour limits that the chosen scale asks for."""
+    whole = [numbers_of(view.data[name])]
+    if view.scale == "own":
+        return
+    if view.scale == "shared":
+        units = view.data[name].attrs.get("units")
+        whole = [
+            numbers_of(view.data[n])
+            for n in drawn_names(view.data)
+            if view.data[n].attrs.get("units") == units
+            and view.data[n].dtype.kind in "iuf"
+            and bool(view.data[n].attrs.get("signed")) == cells.signed
+        ]
+    every = np.concatenate([w[np.isfinite(w)].ravel() for w in whole])
+    if not every.size:
+        return
+    share = 99.0 if view.scale == "robust" else 100.0
+    cells.limit = float(np.percentile(np.abs(every) if cells.signed else every, share)) or None
+    cells.clipped = view.scale == "robust"
+    if not cells.signed:
+        cells.low = min(0.0, float(np.percentile(every, 100 - share)))
+    cells.notes.append(
+        "colours end at 99 % of the cells"
+        if view.scale == "robust"
+        else "one scale for all figures of this unit"
+    )
+
+
+def _grid(view: View, name: str, array: xr.DataArray, plan: Plan, picked: dict[str, Any]) -> Any:
+    if plan.stack:
+        return _stack(view, name, array, plan, picked)
+    array = array.transpose(*plan.axes)
+    y, x = (axis_of(array, a, view.tokens, picked) for a in plan.axes)
+    cells = _cells(view, name, array, y, x, picked)
+    flipped = plan.axes[0] in ("query", "label", "row", "boundary") or (
+        kind_of(plan.axes[0]) in ("position", "small", "selector", "component")
+    )
+    figure = grids.heatmap(
+        cells, palette=view.palette, square=plan.kind in ("square", "image"), y_up=not flipped
+    )
+    return figure, [grids.legend_of(cells, picked)], (plan.axes[1], plan.axes[0])
+
+
+def _stack(view: View, name: str, array: xr.DataArray, plan: Plan, picked: dict[str, Any]) -> Any:
+    layer, head = plan.stack
+    array = array.transpose(layer, head, plan.axes[0])
+    x = axis_of(array, plan.axes[0], view.tokens, picked)
+    layers, heads = labels_of(array, layer), labels_of(array, head)
+    raw = [f"L{a} H{b}" for a in layers for b in heads]
+    ticks = [i * len(heads) for i in range(len(layers))] if len(raw) > 40 else range(len(raw))
+    y = Axis(
+        head,
+        f"{title_of(layer)} and {title_of(head)}",
+        raw,
+        {
+            "tickmode": "array",
+            "tickvals": list(ticks),
+            "ticktext": [raw[i] for i in ticks],
+            "range": [-0.5, len(raw) - 0.5],
+            "automargin": True,
+        },
+        "",
+        list(range(len(raw))),
+        raw,
+        raw,
+    )
+    cells = _cells(view, name, array, y, x, picked)
+    figure = grids.heatmap(cells, palette=view.palette)
+    return figure, [grids.legend_of(cells, picked)], (plan.axes[0], f"{layer}+{head}")
+
+
+def _patterns(
+    view: View, name: str, array: xr.DataArray, plan: Plan, picked: dict[str, Any]
+) -> Any:
+    if plan.axes[2:] and math.prod(array.sizes[d] for d in plan.axes[2:]) == 1:
+        array = array.squeeze(list(plan.axes[2:]))
+        return _grid(view, name, array, Plan("square", ("query", "key")), picked)
+    return pattern_grid(array, tokens=view.tokens, picked=picked), [], ("key", "query")
+
+
+def _words(view: View, name: str, array: xr.DataArray, plan: Plan, picked: dict[str, Any]) -> Any:
+    array = array.transpose(*plan.axes) if len(array.dims) == 2 else array.expand_dims("row")
+    first = plan.axes[0] if len(plan.axes) == 2 else "row"
+    y = axis_of(array, first, view.tokens, picked)
+    x = axis_of(array, "top", view.tokens, picked)
+    answers = (view.tokens or {}).get("answers") or {}
+    words = [
+        [answers.get(int(t), answers.get(str(int(t)), f"#{int(t)}")) for t in row]
+        for row in array.values
+    ]
+    partner = view.data[name].attrs.get("shade")
+    shade = view.data[partner] if partner in view.data else None
+    if shade is not None:
+        shade, _ = narrow(shade, {a: v for a, v in picked.items() if a in shade.dims})
+        shade = shade.transpose(*[d for d in array.dims if d in shade.dims])
+    values = numbers_of(shade).reshape(array.shape) if shade is not None else np.zeros(array.shape)
+    _, units, signed = attrs_of(shade if shade is not None else array, name)
+    cells = grids.Cells(values, y, x, signed, units)
+    figure = grids.word_table(words, cells)
+    return figure, [grids.legend_of(cells, picked)], ("top", first)
+
+
+def _bars(view: View, name: str, array: xr.DataArray, plan: Plan, picked: dict[str, Any]) -> Any:
+    x = axis_of(array, plan.axes[0], view.tokens, picked)
+    long_name, units, _ = attrs_of(array, name)
+    error = _beside(view, name, "_se", array, picked)
+    figure = charts.bars(
+        numbers_of(array),
+        x,
+        long_name=long_name,
+        units=units,
+        error=None if error is None else numbers_of(error),
+        interval=_interval(_beside(view, name, "_ci", array, picked)),
+    )
+    return figure, [x.note], (plan.axes[0], "")
+
+
+def _curve(view: View, name: str, array: xr.DataArray, plan: Plan, picked: dict[str, Any]) -> Any:
+    array = array.transpose(*plan.axes)
+    x = axis_of(array, plan.axes[0], view.tokens, picked)
+    others = plan.axes[1:]
+    lines = axis_of(array, others[0], view.tokens, picked) if others else None
+    labels = labels_of(array, plan.axes[0])
+    numeric = all(isinstance(v, (int, float)) for v in labels)
+    long_name, units, _ = attrs_of(array, name)
+    error = _beside(view, name, "_se", array, picked)
+    figure = charts.curves(
+        numbers_of(array),
+        x,
+        labels if numeric else x.values,
+        lines,
+        long_name=long_name,
+        units=units,
+        error=None if error is None else numbers_of(error),
+    )
+    if not numeric:
+        figure.update_xaxes(**x.layout)
+    return figure, [x.note], (plan.axes[0], others[0] if others else "")
+
+
+def _whiskers(
+    view: View, name: str, array: xr.DataArray, plan: Plan, picked: dict[str, Any]
+) -> Any:
+    array = array.transpose(*plan.axes)
+    bound = axis_of(array, "bound", view.tokens, picked)
+    others = plan.axes[1:]
+    x = axis_of(array, others[0], view.tokens, picked) if others else None
+    long_name, units, _ = attrs_of(array, name)
+    figure = charts.whiskers(numbers_of(array), bound, x, long_name=long_name, units=units)
+    return figure, [], (others[0] if others else "", "bound")
+
+
+def _graph(view: View, name: str, array: xr.DataArray, plan: Plan, picked: dict[str, Any]) -> Any:
+    array = array.transpose("src", "dst")
+    _, units, signed = attrs_of(array, name)
+    src, dst = ([str(v) for v in spoken_labels(array, d)] for d in ("src", "dst"))
+    known = set(src)
+    figure, notes = graphs.graph(
+        numbers_of(array),
+        src,
+        dst,
+        signed=signed,
+        units=units,
+        node_of=lambda label: next(
+            (
+                label[: label.rfind(s)]
+                for s in (".q", ".k", ".v", " q", " k", " v", "<q>", "<k>", "<v>")
+                if label.endswith(s) and label[: label.rfind(s)] in known
+            ),
+            label,
+        ),
+    )
+    return figure, notes, ("src", "dst")
+
+
+def _card(view: View, name: str, array: xr.DataArray, plan: Plan, picked: dict[str, Any]) -> Any:
+    _, units, _ = attrs_of(array, name)
+    value = array.values.item()
+    value = value if isinstance(value, (str, bytes)) else float(value)
+    error = _beside(view, name, "_se", array, picked)
+    interval = _interval(_beside(view, name, "_ci", array, picked))
+    figure = charts.card(
+        value.decode() if isinstance(value, bytes) else value,
+        units=units,
+        error=None if error is None else float(error),
+        interval=interval and (float(interval[0]), float(interval[1])),
+    )
+    return figure, [], ("", "")
+
+
+MAKERS: dict[str, Any] = {
+    "patterns": _patterns,
+    "grid": _grid,
+    "square": _grid,
+    "image": _grid,
+    "words": _words,
+    "bars": _bars,
+    "curve": _curve,
+    "whiskers": _whiskers,
+    "graph": _graph,
+    "card": _card,
+}
+"""Kind -> ``maker(view, name, array, plan, picked)`` -> (figure, notes, (x axis, y axis))."""
