@@ -77,7 +77,8 @@ def make_problem(args: argparse.Namespace, tokens: int, shared: int) -> Problem:
 
     shape = SHAPES[args.shape]
     torch.manual_seed(args.seed)
-    config = GPT2Config(**shape, bos_token_id=0, eos_token_id=0)
+    fields: dict[str, Any] = {**shape, "bos_token_id": 0, "eos_token_id": 0}
+    config = GPT2Config(**fields)
     model = GPT2LMHeadModel(config).eval()
     with torch.no_grad():
         for name, weight in model.named_parameters():
@@ -197,10 +198,8 @@ class Interp:
 
     def sweep(self, site: str, axes: Sequence[str]) -> np.ndarray:
         """Logit differences ``[cell, prompt]`` of the whole sweep."""
-        spec = self.interp.methods.ActivationPatching(
-            site=site, axes=tuple(axes), direction="denoising", metric="logit_diff",
-            keep_prompts=True,
-        )  # fmt: skip
+        method: Any = self.interp.methods.ActivationPatching
+        spec = method(site=site, axes=",".join(axes), metric="logit_diff", keep_prompts=True)
         result = self.interp.run(spec, self.model, self.task, progress=False)
         patched = result.data["patched_metric"].transpose(*axes, "prompt")
         return patched.values.reshape(-1, len(self.task))
