@@ -23,11 +23,12 @@ STRUCTURES: dict[str, str] = {
     "relative": "{noun} that the {other} {like}",
     "with_near": "{noun} with the {other} near the {third}",
     "behind_with": "{noun} behind the {other} with the {third}",
+    "near_from": "{noun} near the {other} from the {third}",
 }
 HELD_OUT_INTROS = ("Now the", "After lunch the")
 HELD_OUT_STRUCTURES: dict[str, str] = {
-    "at": "{noun} at the {other}",
     "near_behind": "{noun} near the {other} behind the {third}",
+    "from_with": "{noun} from the {other} with the {third}",
 }
 INNER: tuple[tuple[str, str], ...] = (("likes", "like"), ("knows", "know"), ("sees", "see"))
 """Verbs of the relative clause, (singular, plural), which agree with the distractor."""

@@ -75,8 +75,6 @@ OTHER_ORDERS: tuple[str, ...] = (
 )
 """Training sentences in which the last name is as often the receiver's as not, so that finding the
 receiver takes noticing which name is repeated."""
-COUNTED = "Then {1} was here, {2} was there, and {3} was at the {place}. The {object} was sent to"
-"""One of the three names stands twice, in any places; the other one receives."""
 
 CORRUPTIONS: dict[str, str] = {
     "swap": "the second subject becomes the other name, so the answers change places",
@@ -156,21 +154,13 @@ def make(
 def sentence(rng: random.Random) -> str:
     """A training sentence; ``^`` stands before the answer.
 
-    Seven in ten are filled templates (a tenth of them with three different names), the others
-    have the names in other orders.
+    Most are filled templates (a tenth of them with three different names), 15 in a hundred have
+    the names in other orders.
     """
     place, thing = rng.choice(words.PLACES), rng.choice(words.OBJECTS)
     io, subject, third = rng.sample(words.names_for("ioi", "train"), 3)
-    drawn = rng.random()
-    if drawn < 0.15:
+    if rng.random() < 0.15:
         text = rng.choice(OTHER_ORDERS).format(S=subject, IO=io, place=place, object=thing)
-    elif drawn < 0.3:
-        order = [io, subject, subject]
-        rng.shuffle(order)
-        text = COUNTED
-        for i, name in enumerate(order):
-            text = text.replace(f"{{{i + 1}}}", name)
-        text = text.format(place=place, object=thing)
     else:
         first, second = (io, subject) if rng.random() < 0.5 else (subject, io)
         named = third if rng.random() < 0.1 else subject

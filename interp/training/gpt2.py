@@ -26,6 +26,9 @@ class Shape:
         layers: blocks.
         heads: heads a block.
         width: residual stream.
+        drop: in training, the share of heads whose output is left out, drawn for each prompt.
+            It spreads a task over heads, as larger models do, and leaves no trace in the
+            checkpoint.
     """
 
     vocab: int
@@ -33,6 +36,7 @@ class Shape:
     layers: int = 4
     heads: int = 4
     width: int = 128
+    drop: float = 0.0
 
     def config(self) -> dict[str, Any]:
         """The checkpoint's ``config.json``."""
@@ -47,13 +51,18 @@ class Shape:
         }
 
 
+def _kept(batch: int, heads: int, drop: float) -> Tensor:
+    """Which heads of which prompts are kept, scaled to the same mean: ``[batch, head, 1, 1]``."""
+    return (torch.rand(batch, heads, 1, 1) >= drop).float() / (1 - drop)
+
+
 class Block(nn.Module):
     """One layer: attention and MLP, each on a normed copy of the residual stream."""
 
     def __init__(self, shape: Shape) -> None:
         super().__init__()
         width = shape.width
-        self.heads = shape.heads
+        self.heads, self.drop = shape.heads, shape.drop
         self.ln_1, self.ln_2 = nn.LayerNorm(width), nn.LayerNorm(width)
         self.qkv, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
         self.up, self.down = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
@@ -70,6 +79,8 @@ class Block(nn.Module):
         batch, length, width = x_BTD.shape
         q, k, v = self.heads_of(x_BTD)
         z = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+        if self.training and self.drop:
+            z = z * _kept(batch, self.heads, self.drop)
         x_BTD = x_BTD + self.out(z.transpose(1, 2).reshape(batch, length, width))
         hidden = F.gelu(self.up(self.ln_2(x_BTD)), approximate="tanh")
         return x_BTD + self.down(hidden)

@@ -21,7 +21,8 @@ from interp.training.scoring import Reader, scores
 from interp.training.vocabulary import Words, tokenizer_files
 
 NAME = "ioi"
-SCHEDULE = Schedule()
+SCHEDULE = Schedule(steps=4000)
+DROP = 0.2
 MECHANISM = "ioi:n=200,seed=11"
 """The aligned task the circuit is searched on; the card is tested on another seed."""
 
@@ -114,7 +115,7 @@ def make(out: Path, say: Callable[[str], None], steps: int | None = None, seed: 
     """Train, measure, write the folder; returns the card."""
     schedule = replace(SCHEDULE, seed=seed, **({} if steps is None else {"steps": steps}))
     tokenizer = Words()
-    shape = Shape(len(tokenizer.words))
+    shape = Shape(len(tokenizer.words), drop=DROP)
     torch.manual_seed(schedule.seed)
     module = GPT2(shape)
     seconds = train(module, schedule, tokenizer, say)
@@ -150,6 +151,7 @@ def card(module: GPT2, out: Path, size: int, seconds: float, schedule: Schedule)
             "held_out": "names, nouns, events, words and templates as interp/tasks declares them",
         },
         "training": {
+            "heads_dropped": DROP,
             "command": f"python -m interp.training {NAME}", **asdict(schedule),
             "seconds": round(seconds), "threads": torch.get_num_threads(),
         },
