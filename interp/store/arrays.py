@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import io
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from interp.store.files import plain
-from interp.store.structure import check_structure
+from interp.store.structure import read_arrays
 from interp.terms import DamagedError, UsageError
 
 if TYPE_CHECKING:
@@ -147,13 +146,8 @@ def unpack(image: bytes, layout: Mapping[str, Any]) -> xr.Dataset:
     import xarray as xr
 
     try:
-        check_structure(image, layout["arrays"], layout["dims"])
-        opened = xr.open_dataset(
-            io.BytesIO(image), engine="h5netcdf", decode_cf=False, decode_times=False
-        )
-        with opened:
-            opened.load()
-            variables = {k: _variable(k, opened, layout) for k in layout["order"]}
+        values = read_arrays(image, layout["arrays"], layout["dims"])
+        variables = {k: _variable(k, values, layout) for k in layout["order"]}
         coords = set(layout["coords"])
         return xr.Dataset(
             {k: v for k, v in variables.items() if k not in coords},
@@ -166,7 +160,9 @@ def unpack(image: bytes, layout: Mapping[str, Any]) -> xr.Dataset:
         ) from error
 
 
-def _variable(name: str, opened: xr.Dataset, layout: Mapping[str, Any]) -> xr.Variable:
+def _variable(
+    name: str, arrays: Mapping[str, np.ndarray], layout: Mapping[str, Any]
+) -> xr.Variable:
     import xarray as xr
 
     attrs = layout["attrs"].get(name, {})
@@ -175,7 +171,7 @@ def _variable(name: str, opened: xr.Dataset, layout: Mapping[str, Any]) -> xr.Va
         dtype = np.dtype(entry["dtype"])
         if dtype.kind not in "fiub":
             raise DamagedError(f"The manifest gives {name!r} the type {dtype}; wanted numbers.")
-        values = opened.variables[name].values.astype(dtype, copy=False)
+        values = arrays[name].astype(dtype, copy=False)
         return xr.Variable(entry["dims"], values, attrs)
     entry = layout["texts"][name]
     if math.prod(entry["shape"]) != len(entry["values"]):
@@ -183,9 +179,14 @@ def _variable(name: str, opened: xr.Dataset, layout: Mapping[str, Any]) -> xr.Va
     dtype = np.dtype(entry["dtype"]) if "dtype" in entry else np.dtype(object)
     values = np.empty(len(entry["values"]), dtype=dtype)
     values[:] = entry["values"]
-    if dtype == object:
+    if dtype.hasobject and not _only_as_objects(values.tolist()):
         values = values.astype(str)
     return xr.Variable(entry["dims"], values.reshape(entry["shape"]), attrs)
+
+
+def _only_as_objects(texts: list[str]) -> bool:
+    """numpy's own text type cuts a NUL at the end; xarray takes no lone surrogate in objects."""
+    return any(t.endswith("\x00") for t in texts) and all(map(_encodes, texts))
 
 
 def to_netcdf(data: xr.Dataset) -> bytes:

@@ -53,8 +53,8 @@ class Comparison:
 
     @property
     def same(self) -> bool:
-        """Whether every number both have is equal."""
-        return all(a.max_abs == 0.0 for a in self.arrays)
+        """Whether both have the same arrays, and these are equal cell for cell."""
+        return all(a.max_abs == 0.0 and not a.reason for a in self.arrays)
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON, without the difference itself."""
@@ -113,12 +113,17 @@ def _compare_array(
             f"axes differ: {', '.join(map(str, left.dims))} and "
             f"{', '.join(map(str, right.dims))}")), None
     if left.dtype.kind not in "fiub" or right.dtype.kind not in "fiub":
-        return ArrayDifference(name, units=units, reason="text"), None
+        equal = left.shape == right.shape and bool((left.values == right.values).all())
+        line = ArrayDifference(name, 0.0, None, left.size, units) if equal else (
+            ArrayDifference(name, units=units, reason="texts differ"))
+        return line, None
     try:
         x, y = xr.align(left, right.transpose(*left.dims), join="inner")
     except ValueError:
         return ArrayDifference(name, units=units, reason=(
             f"sizes differ: {list(left.shape)} and {list(right.shape)}")), None
+    if left.size == right.size == 0:
+        return ArrayDifference(name, 0.0, None, 0, units), None
     if x.size == 0:
         return ArrayDifference(name, units=units, reason="no cell in common"), None
     part = (y.astype("f8") - x.astype("f8")).assign_attrs(
@@ -138,6 +143,8 @@ def _measure(
         reason = "; ".join(filter(None, [
             reason, f"{int(unequal.sum())} cells are undefined in one run only"]))
     x, y = x[both], y[both]
+    if not x.size and not unequal.any():
+        return ArrayDifference(name, 0.0, None, 0, units, reason)
     if not x.size:
         return ArrayDifference(name, units=units, reason=reason or "no defined cell in common")
     correlation = None

@@ -58,6 +58,10 @@ def disk_room(folder: Path, needed: int) -> Iterator[None]:
     """Turn 'no space left' inside the block into a DiskFullError with both sizes."""
     try:
         yield
+    except DiskFullError as error:
+        if error.needed >= needed:
+            raise
+        raise full_disk(folder, needed) from error  # the whole of it is what must fit
     except OSError as error:
         if error.errno not in FULL:
             raise

@@ -1,4 +1,4 @@
-"""What may stand in ``data.nc``: checked with h5py's low-level calls before xarray opens it.
+"""What may stand in ``data.nc``: checked with h5py's low-level calls before a number is read.
 
 An HDF5 file can name other files (external storage, virtual datasets, links), hold objects of any
 type, and declare a trillion numbers in a kilobyte. Our own writer makes none of these, so anything
@@ -22,19 +22,22 @@ DIMENSION_REFERENCES = {"DIMENSION_LIST", "REFERENCE_LIST"}
 SIGNATURE = b"\x89HDF\r\n\x1a\n"
 
 
-def check_structure(
+def read_arrays(
     image: bytes,
     arrays: Mapping[str, Mapping[str, Any]],
     dims: Mapping[str, int],
     limit: int = MAX_BYTES,
-) -> None:
-    """Refuse an HDF5 image that is anything but the arrays the manifest names.
+) -> dict[str, np.ndarray]:
+    """The numbers of an HDF5 image, refused if it is anything but the arrays the manifest names.
 
     Args:
         image: the file's bytes.
         arrays: name -> ``{"shape": […], "stored": dtype text}``, from the manifest.
         dims: axis -> size, from the manifest.
         limit: bytes that the arrays may declare together.
+
+    Returns:
+        Name -> values; nothing is read before everything has been checked.
 
     Raises:
         UnsafeError: with the name of the object and what was wrong.
@@ -47,13 +50,14 @@ def check_structure(
         with h5py.File(io.BytesIO(image), "r") as file:
             _check_attributes("/", file)
             found = _check_root(file, arrays, dims, limit)
+            missing = sorted(set(arrays) - found)
+            if missing:
+                raise UnsafeError(f"data.nc lacks {', '.join(missing)}, which the manifest names.")
+            return {name: np.asarray(file[name][()]) for name in arrays}
     except UnsafeError:
         raise
     except (OSError, RuntimeError, ValueError, KeyError, TypeError, OverflowError) as error:
         raise UnsafeError(f"data.nc cannot be read as HDF5: {_short(error)}.") from error
-    missing = sorted(set(arrays) - found)
-    if missing:
-        raise UnsafeError(f"data.nc lacks {', '.join(missing)}, which the manifest names.")
 
 
 def _short(error: BaseException) -> str:
