@@ -44,8 +44,7 @@ screenshots: .venv/.ready-test ## take the pictures of README and docs again
 	@$(BIN)/python docs/screenshots.py $(ARGS)
 
 zoo: .venv/.ready-test ## train the shipped models again (ARGS=NAME for one)
-	@for name in $(if $(ARGS),$(ARGS),$$($(BIN)/python -m interp.training --list)); do \
-	  $(BIN)/python -m interp.training $$name || exit 1; done
+	@$(BIN)/python -m interp.training $(if $(ARGS),$(ARGS),all)
 
 audit: .venv/.ready-test ## known holes in the pinned packages (needs the network)
 	@$(BIN)/pip install --quiet pip-audit -c constraints.txt
