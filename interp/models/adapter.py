@@ -340,7 +340,7 @@ class Adapter:
         edits = tuple(_pinned(e, tokens.shape[1]) for e in edits)
         dice = torch.Generator().manual_seed(seed)
         new: list[int] = []
-        while len(new) < max_tokens and tokens.shape[1] < (self.shape.n_ctx or 1 << 60):
+        while len(new) < max_tokens and tokens.shape[1] <= (self.shape.n_ctx or 1 << 60):
             logits = self.run(tokens, edits=edits, positions=[-1]).logits[0, -1].double().cpu()
             if temperature == 0:
                 chosen = int(logits.argmax())
