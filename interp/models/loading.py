@@ -115,7 +115,7 @@ def load(
         plain = isinstance(tokenizer, (str, Path))
         hf_tokenizer = open_tokenizer(tokenizer) if plain else tokenizer
     config: Any = module.config
-    probe = probe_of(family, config).to(place)
+    probe, reference = _proof(family, module, read.id, place)
     bos = family.default_bos if read.default_bos is None else read.default_bos
     return Loaded(
         module=module,
@@ -123,7 +123,7 @@ def load(
             hf_tokenizer, default_bos=bos, vocab=int(config.vocab_size)
         ),
         config=config, weight_hash=read.weight_hash, id=read.id, family=family, probe=probe,
-        reference=logits_of(module, probe), hf_tokenizer=hf_tokenizer, source=read.source,
+        reference=reference, hf_tokenizer=hf_tokenizer, source=read.source,
     )
 
 
@@ -286,10 +286,9 @@ def _from_folder(folder: Path, dtype: torch.dtype) -> _Read:
                 str(folder), config=config, dtype=dtype, use_safetensors=True,
                 local_files_only=True, trust_remote_code=False, output_loading_info=True,
             )
-        except (ValueError, TypeError, KeyError, RuntimeError, OSError, AttributeError) as error:
+        except broken() as error:
             raise RefusedError(
-                f"{folder} cannot be read as {seen.family.architecture}: "
-                f"{str(error).strip().splitlines()[0][:300]}",
+                f"{folder} cannot be read as {seen.family.architecture}: {_one_line(error)}",
                 remedy="config.json and the weights do not fit each other.",
             ) from error
     _refuse_gaps(folder, report)
@@ -299,6 +298,25 @@ def _from_folder(folder: Path, dtype: torch.dtype) -> _Read:
         open_tokenizer(folder) if seen.has_tokenizer else None,
         source={"files": [p.name for p in seen.files], **({"unused": unused} if unused else {})},
     )
+
+
+def broken() -> tuple[type[Exception], ...]:
+    """What transformers raises for a configuration that fits no weights."""
+    from huggingface_hub.errors import StrictDataclassError
+
+    return (
+        ArithmeticError, AssertionError, AttributeError, LookupError, OSError, RuntimeError,
+        TypeError, ValueError, StrictDataclassError,
+    )
+
+
+def _one_line(error: Exception) -> str:
+    """What went wrong, in one line; out of memory is not the configuration's fault."""
+    import torch
+
+    if isinstance(error, torch.OutOfMemoryError):
+        raise error
+    return (" ".join(str(error).split()) or type(error).__name__)[:300]
 
 
 def _refuse_gaps(folder: Path, report: dict[str, Any]) -> None:
@@ -321,6 +339,18 @@ def _from_module(given: nn.Module) -> _Read:
         module, tensors.hash_module(given), f"module:{type(given).__name__}",
         source={"copied": True},
     )
+
+
+def _proof(family: Family, module: nn.Module, name: str, place: torch.device) -> Any:
+    """A probe and the untouched module's logits on it."""
+    try:
+        probe = probe_of(family, module.config).to(place)
+        return probe, logits_of(module, probe)
+    except broken() as error:
+        raise RefusedError(
+            f"{name} was read, but a forward pass fails: {_one_line(error)}",
+            remedy="Its config.json does not describe a model that runs.",
+        ) from error
 
 
 def probe_of(family: Family, config: Any) -> Tensor:

@@ -105,6 +105,7 @@ def inspect(folder: str | Path) -> Checkpoint:
     files = weight_files(folder)
     tensors = {name: h for path in files for name, h in read_headers(path).items()}
     _refuse_quantised(config, tensors)
+    _check_sizes(config, tensors)
     return Checkpoint(folder, config, family, files, tensors, has_tokenizer(folder))
 
 
@@ -235,7 +236,8 @@ def check_architecture(config: Mapping[str, Any]) -> Family:
         RefusedError: an architecture without a row, with the reason.
     """
     kinds = {f.model_type: f for f in FAMILIES.values()}
-    named = [str(a) for a in config.get("architectures") or ()]
+    listed = config.get("architectures") or ()
+    named = [str(a) for a in listed] if isinstance(listed, (list, tuple)) else [str(listed)]
     model_type = str(config.get("model_type", ""))
     if not named and model_type in kinds:
         return kinds[model_type]
@@ -291,6 +293,26 @@ def weight_files(folder: Path) -> tuple[Path, ...]:
         f"Put {WEIGHTS} beside config.json."
     )
     raise UsageError(f"{folder} has no weights.", remedy=hint)
+
+
+def _check_sizes(config: Mapping[str, Any], tensors: Mapping[str, TensorHeader]) -> None:
+    """Refuse a config that describes more or fewer layers or positions than the weights hold."""
+    found = {int(m[1]) for n in tensors if (m := re.search(r"(?:^|\.)(?:layers|h)\.(\d+)\.", n))}
+    layers = {"layers": len(found)}
+    for header in tensors.values():
+        if header.name.endswith("wpe.weight") and header.shape:
+            layers["positions"] = header.shape[0]
+    names = {
+        "layers": ("num_hidden_layers", "n_layer", "num_layers"),
+        "positions": ("max_position_embeddings", "n_positions"),
+    }
+    for what, count in layers.items():
+        key = next((k for k in names[what] if k in config), None)
+        if key is not None and config[key] != count:
+            raise RefusedError(
+                f"config.json says {key} = {config[key]!r}, and the weights hold {count} {what}.",
+                remedy="The configuration belongs to other weights.",
+            )
 
 
 def pickle_refused(path: Path) -> UnsafeError:
