@@ -10,7 +10,7 @@ import logging
 import re
 import threading
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -334,6 +334,56 @@ class Bench:
         self.check_model(model)
         return self.queue.measure(method, fields, model=model, task=self.task_json(task),
                                   timeout=PATIENCE)
+
+    def texts(self, model: str, ids: Iterable[int]) -> dict[int, str]:
+        """The text of token ids; ``#5`` where the model has no tokenizer."""
+        wanted = sorted({int(i) for i in ids})
+        if not self.has_tokenizer(model):
+            return {i: f"#{i}" for i in wanted}
+        found = self.queue.request("decode", {"model": model, "ids": wanted}, PATIENCE)["texts"]
+        return dict(zip(wanted, found, strict=True))
+
+    def top_tokens(self, model: str, data: Any, row: int = 0) -> dict[str, list[tuple[str, float]]]:
+        """Likely next tokens of one prompt, side by side: side -> (text, probability)."""
+        if "token_id" not in data:
+            return {}
+        ids, chance = (data[k].isel(prompt=row) for k in ("token_id", "probability"))
+        texts = self.texts(model, ids.values.ravel())
+        return {str(side): [(texts[int(i)], float(p)) for i, p in zip(
+            ids.sel(side=side).values, chance.sel(side=side).values, strict=True)]
+            for side in ids.coords["side"].values}
+
+    def patterns(self, model: str, task: str, layer: int, row: int) -> Any:
+        """Attention patterns of one layer and prompt: [side, head, query, key]."""
+        found = self.measure("attention_patterns", {"layers": [layer], "prompts": [row]}, model,
+                             task)
+        return found.data["pattern"].isel(layer=0, prompt=0)
+
+    def head(self, model: str, task: str, layer: int, head: int, row: int) -> Any:
+        """What a head would write from each position, and what it says at the last."""
+        fields = {"layer": layer, "head": head, "prompt": row, "top_k": 6}
+        return self.measure("head_page", fields, model, task).data
+
+    def can_verify(self, result: Any) -> bool:
+        """Whether a cell of this result can be measured again by one plain forward."""
+        fields = result.spec.get("fields") or {}
+        return (result.spec["method"] == "activation_patching" and "effect" in result.data
+                and fields.get("with_", "source") in ("source", "zero"))
+
+    def verify_cell(self, result: Any, place: Mapping[str, Any]) -> Any:
+        """One cell again by a plain forward.
+
+        Args:
+            result: the run.
+            place: axis -> label of the cell.
+        """
+        spec = result.spec
+        fields = {k: v for k, v in (spec.get("fields") or {}).items() if k in (
+            "site", "direction", "with_", "metric", "at", "window")}
+        where = {"layer": place.get("layer"), "head": place.get("head", place.get("kv_head")),
+                 "position": place.get("position", place.get("slot"))}
+        return self.measure("verify_cell", {**fields, **where}, spec["model"]["ref"],
+                            self.task_of(spec))
 
     def estimate(self, method: str, fields: Mapping[str, Any], model: str | None,
                  task: str | None) -> dict[str, Any]:

@@ -119,7 +119,7 @@ def ways(result: Any, run: str, place: Mapping[str, int]) -> html.Div:
     head = next((asked[a] for a in HEADS if a in asked), None)
     if "layer" in asked:
         words = f"Open head {asked['layer']}.{head}" if head is not None else "Heads of this layer"
-        out.append(dcc.Link(words, className="button main", href=link(
+        out.append(dcc.Link(words, className="button go", href=link(
             "/head", run=run, layer=asked["layer"], head=head, position=asked.get("position"))))
     if bench().can_verify(result):
         out.append(html.Button("Verify with one plain forward", className="button",
@@ -128,15 +128,15 @@ def ways(result: Any, run: str, place: Mapping[str, int]) -> html.Div:
     return html.Div([html.Div(out, className="row"), dcc.Store(id=part("place", run), data=keep)])
 
 
-def verdict(found: Any, expected: float) -> html.Div:
+def verdict(found: Any, expected: float, model: str) -> html.Div:
     """The cell measured again by itself, and what the model says there."""
-    again = float(found.data["effect"].values) if "effect" in found.data else float("nan")
-    gap = abs(again - expected)
-    good = gap <= 1e-3 * max(1.0, abs(expected))
+    again = float(found.data["effect"].values)
+    good = abs(again - expected) <= 1e-3 * max(1.0, abs(expected))
     said = f"One plain forward gives {number(again)}; the grid says {number(expected)}."
     parts: list[Any] = [notice(said, kind="ok" if good else "warn")]
-    for side, rows in bench().top_tokens(found).items():
-        parts += [html.H3(f"Next token, {side}"), likely(rows)]
+    for side, rows in bench().top_tokens(model, found.data).items():
+        parts.append(html.Div([html.H3(f"Next token, {side}, prompt 1"), likely(rows[:5])],
+                              className="stack tight"))
     return html.Div(parts, className="stack")
 
 
@@ -163,15 +163,17 @@ def open_cell(click: Any, var: str, picks: list[str], axes: list[Any], own: Any)
 @callback(
     Output(part("verdict", MATCH), "children"), Input(part("verify", MATCH), "n_clicks"),
     State(part("place", MATCH), "data"), State(part("verify", MATCH), "id"),
-    prevent_initial_call=True,
+    prevent_initial_call=True, running=[(Output(part("verify", MATCH), "disabled"), True, False)],
 )
 def verify(clicks: int | None, place: dict[str, int], own: Any) -> Any:
     """Measure the cell again, by itself."""
     if not clicks:
         return no_update
     result = bench().result(own["run"])
+    labels = {a: label_of(result.data, a, i) for a, i in place.items()}
     try:
-        found = bench().verify_cell(result, place)
+        found = bench().verify_cell(result, labels)
+        return verdict(found, float(result.data["effect"].isel(place).values),
+                       result.spec["model"]["ref"])
     except Exception as error:  # shown in the drawer
         return tell(error)
-    return verdict(found, float(result.data["effect"].isel(place).values))

@@ -12,6 +12,10 @@ from apps.workbench.bench import bench
 from interp import forms
 
 
+FIRST = ("site", "axes", "direction", "with_", "metric")
+"""Knobs in the order in which a person decides them; the others follow as they come."""
+
+
 def control_id(form: str, name: str) -> dict[str, str]:
     """The id of one control of a form."""
     return {"type": "knob", "method": form, "name": name}
@@ -27,8 +31,7 @@ def form_of(form: str, fields: Iterable[Any], values: Mapping[str, Any] | None =
         values: field -> value to start from; the defaults where nothing is given.
         errors: field -> sentence, shown under its control.
     """
-    fields = sorted(fields, key=lambda f: forms.LEADING.index(f.name)
-                    if f.name in forms.LEADING else len(forms.LEADING))
+    fields = sorted(fields, key=lambda f: FIRST.index(f.name) if f.name in FIRST else len(FIRST))
     values, errors = values or {}, errors or {}
     first = [control(form, f, values, errors) for f in fields if not f.advanced]
     more = [control(form, f, values, errors) for f in fields if f.advanced]

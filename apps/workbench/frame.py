@@ -182,6 +182,7 @@ def draw(result: Any, var: str, place: Mapping[str, Any], dark: bool) -> Any:
               if a in entries and str(i).isdigit() and int(i) < len(entries[a])}
     made = figures.figures_of(result.data, tokens=result.tokens, stamp=result.stamp,
                               selection=picked, only=var, dark=dark)
+    made[var].update_xaxes(ticklabeloverflow="allow")
     return made[var].update_layout(paper_bgcolor="rgba(0,0,0,0)", plot_bgcolor="rgba(0,0,0,0)")
 
 

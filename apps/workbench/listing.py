@@ -42,12 +42,17 @@ def knobs(fields: dict[str, Any]) -> str:
     return ", ".join(f"{k} {v}" for k, v in fields.items() if v not in (None, [], {}, ""))
 
 
+def failing(n: int) -> str:
+    """How many checks fail."""
+    return "1 check fails" if n == 1 else f"{n} checks fail"
+
+
 def checks_word(row: Any) -> html.Span:
     """Whether the trust panel of a run holds."""
     if row.damaged:
         return html.Span("damaged", className="pill bad", title=row.damaged)
     if row.failed_checks:
-        return html.Span(f"{row.failed_checks} checks fail", className="pill warn")
+        return html.Span(failing(row.failed_checks), className="pill warn")
     return html.Span("checks hold", className="pill ok")
 
 

@@ -8,7 +8,7 @@ from dash import dcc, html
 
 from apps.workbench.bench import bench
 from apps.workbench.pages.patching import pair_rows
-from apps.workbench.panels import number
+from apps.workbench.panels import check_line, number
 from apps.workbench.tell import link, notice
 from apps.workbench.tokens import likely
 
@@ -29,31 +29,45 @@ def pair_view(model: str, source: dict[str, Any], bos: bool | None) -> list[Any]
     head = html.Div([
         html.H2(pairs.name), html.Span(f"{len(pairs)} pairs" if len(pairs) > 1 else "1 pair",
                                        className="pill"),
-        dcc.Link("Patch this", href=use, className="button main"),
+        dcc.Link("Patch this", href=use, className="button go"),
     ], className="row")
     return [
         html.Section([head, *pair_rows(pairs)], className="card stack"),
-        html.Section([html.H2("Can the model do this?"), baseline(found)], className="card"),
-        html.Section([html.H2("Checks"), *pair_checks(pairs, found)], className="card"),
+        html.Section([html.H2("Can the model do this?"), baseline(found, model)], className="card"),
+        html.Section([html.H2("Checks"), *pair_checks(pairs)], className="card"),
         others(pairs),
     ]
 
 
-def baseline(found: Any) -> Any:
-    """The metric on both prompts, and the likely next tokens of the first pair."""
-    parts: list[Any] = []
-    numbers = [(k, found.metrics[k]) for k in found.metrics]
-    if numbers:
-        parts.append(html.Div([html.Div([html.B(number(v)), html.Span(k)]) for k, v in numbers],
-                              className="figures"))
-    sides = [html.Div([html.H3(f"Next token, {side}"),
-                       likely(rows, found.right, found.wrong)], className="stack tight")
-             for side, rows in found.top.items()]
-    parts.append(html.Div(sides, className="halves", style={"marginTop": "12px"}))
-    return html.Div(parts)
+def baseline(found: Any, model: str) -> Any:
+    """The metrics on both prompts, and the likely next tokens of the first pair."""
+    if found.said is None:
+        return notice("The worker has no method for this.", kind="warn")
+    data, pairs = found.said.data, found.pairs
+    names = [n for n in data.data_vars if data[n].dims == ("side", "prompt")]
+    lines = [html.Tr([html.Td(str(data[n].attrs.get("long_name") or n)),
+                      *(html.Td(number(float(data[n].sel(side=s).mean())), className="n")
+                        for s in ("clean", "corrupt")),
+                      html.Td(str(data[n].attrs.get("units", "")).replace("1", ""),
+                              className="faint")]) for n in names]
+    head = html.Tr([html.Th("mean over the pairs"), html.Th("clean", className="n"),
+                    html.Th("corrupt", className="n"), html.Th("")])
+    right, wrong = (set(bench().texts(model, getattr(pairs, k)[0]).values())
+                    for k in ("right", "wrong"))
+    sides = [html.Div([html.H3(f"Next token, {side}, pair 1"),
+                       likely(rows[:6], list(right), list(wrong))], className="stack tight")
+             for side, rows in bench().top_tokens(model, data).items()]
+    return html.Div([*(check_line(c) for c in own_checks(found)),
+                     html.Table([html.Thead(head), html.Tbody(lines)], className="plain"),
+                     html.Div(sides, className="halves", style={"marginTop": "12px"})])
 
 
-def pair_checks(pairs: Any, found: Any) -> list[Any]:
+def own_checks(found: Any) -> list[Any]:
+    """The checks of the pair itself (those of the adapter stand on the model's page)."""
+    return [c for c in found.said.checks if c.name in ("baseline_accuracy", "metric_gap")]
+
+
+def pair_checks(pairs: Any) -> list[Any]:
     """Each check of the pair with what to do where it fails."""
     aligned = pairs.aligned()
     first = pairs.first_difference()
@@ -71,7 +85,6 @@ def pair_checks(pairs: Any, found: Any) -> list[Any]:
          if pairs.bos else "No beginning-of-sequence token.",
          "" if pairs.bos else "Right for models that were trained without one."),
     ]
-    lines += found.lines
     return [check_row(*line) for line in lines]
 
 

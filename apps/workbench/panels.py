@@ -26,7 +26,8 @@ def trust_pill(checks: Any) -> html.Span:
     held = [c for c in checks if c.tolerance is not None]
     failed = sum(not c.passed for c in held)
     if failed:
-        return html.Span(f"{failed} of {len(held)} checks fail", className="pill warn")
+        verb = "fails" if failed == 1 else "fail"
+        return html.Span(f"{failed} of {len(held)} checks {verb}", className="pill warn")
     if not held:
         return html.Span("no checks", className="pill")
     return html.Span(f"{len(held)} checks hold", className="pill ok")
@@ -62,7 +63,7 @@ def check_line(check: Any) -> html.Div:
         [
             html.Span(sign, className="sign", **{"aria-hidden": "true"}),
             html.Span(check.title or check.name),
-            html.Span(f"{number(check.value)}   {bound(check)}", className="value"),
+            html.Span([html.B(number(check.value)), " ", bound(check)], className="value"),
             html.Span(note, className="why"),
         ],
         className=f"check {kind}",
@@ -182,7 +183,8 @@ def rows_grid(rows: list[dict[str, Any]], columns: list[dict[str, Any]], **more:
                "suppressColumnVirtualisation": True, **more.pop("options", {})}
     height = f"{min(520, 60 + 34 * max(len(rows), 3) + (46 if len(rows) > 50 else 0))}px"
     return dag.AgGrid(
-        rowData=rows, columnDefs=columns, columnSize="responsiveSizeToFit",
-        defaultColDef={"filter": True, "sortable": True, "resizable": True},
+        rowData=rows, columnDefs=columns,
+        defaultColDef={"sortable": True, "resizable": True, "minWidth": 90, "flex": 1,
+                       "filter": more.pop("filter", True)},
         dashGridOptions=options, className="", style={"height": height, "width": "100%"}, **more,
     )

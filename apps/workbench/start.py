@@ -7,6 +7,7 @@ import ipaddress
 import logging
 import os
 import secrets
+import signal
 import sys
 import threading
 import webbrowser
@@ -20,6 +21,12 @@ from apps.workbench.server import make_app, serve
 
 LOG = logging.getLogger("interp.workbench")
 PORT = 8050
+
+
+class OptionError(interp.InterpError):
+    """An option whose value does not fit."""
+
+    exit_code = 2
 
 
 def parser() -> argparse.ArgumentParser:
@@ -54,14 +61,14 @@ def chosen_token(given: str | None, host: str) -> str | None:
     """The token to ask for: the given one, a fresh one, or none on loopback.
 
     Raises:
-        UsageError: a given token that could be guessed.
+        OptionError: a given token that could be guessed.
     """
     if given is None and is_loopback(host):
         return None
     if not given:
         return secrets.token_urlsafe(TOKEN_BITS // 8)
     if len(given) < TOKEN_BITS // 6 or not given.isascii() or not given.isprintable():
-        raise interp.UsageError(
+        raise OptionError(
             f"The token has {len(given)} characters; wanted at least {TOKEN_BITS // 6}, "
             "so that nobody guesses it.",
             remedy="Give --token without a value and one is made.",
@@ -73,11 +80,11 @@ def clean_prefix(text: str) -> str:
     """A path prefix with one slash at each end.
 
     Raises:
-        UsageError: characters that do not belong into a path.
+        OptionError: characters that do not belong into a path.
     """
     parts = [p for p in text.strip().split("/") if p]
     if any(not all(c.isalnum() or c in "-_.~@" for c in p) or set(p) == {"."} for p in parts):
-        raise interp.UsageError(
+        raise OptionError(
             f"The prefix {text!r} is no path.", remedy="Write it as /workbench/."
         )
     return "/" + "".join(f"{p}/" for p in parts)
@@ -108,6 +115,7 @@ def run(options: argparse.Namespace) -> int:
     if not is_loopback(options.host) and options.host not in ("0.0.0.0", "::"):
         hosts.append(options.host)
     bench = Bench(interp.Store(options.store), roots=tuple(options.models))
+    signal.signal(signal.SIGTERM, stopped)
     app = make_app(bench, prefix=prefix, hosts=hosts, token=token,
                    cookie=f"interp_{options.port}")
     server = serve(app, options.host, options.port)
@@ -121,6 +129,11 @@ def run(options: argparse.Namespace) -> int:
         server.server_close()
         bench.stop()
     return 0
+
+
+def stopped(*_: object) -> None:
+    """End as Ctrl-C does, so that the worker goes too."""
+    raise KeyboardInterrupt
 
 
 def say_where(options: argparse.Namespace, port: int, prefix: str, token: str | None) -> None:

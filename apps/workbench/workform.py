@@ -62,7 +62,7 @@ def work(method: str, *, model: str = "", task: str = "", job: str = "",
                      id=work_id("fields", method)),
             html.Div(id=work_id("sentence", method)),
             html.Div(id=work_id("estimate", method), role="status"),
-            html.Div([html.Button("Run", id=work_id("run", method), className="button main",
+            html.Div([html.Button("Run", id=work_id("run", method), className="button go",
                                   type="button")], className="row"),
             html.Div(id=work_id("said", method)),
         ],
@@ -71,7 +71,7 @@ def work(method: str, *, model: str = "", task: str = "", job: str = "",
     shown = live(job) if job else empty(
         "Nothing run yet", "Choose on the left, read the estimate, and press Run. The grid fills "
         "while it is measured, and can be cancelled at any time.")
-    return html.Div([left, html.Div(shown, id=work_id("out", method), className="stack"),
+    return html.Div([left, html.Div(shown, id=work_id("out", method), className="stack work-out"),
                      dcc.Store(id=work_id("kept", method)),
                      html.Div(id=work_id("memo", method), hidden=True)], className="two")
 
@@ -194,7 +194,7 @@ def start(clicks: Any, model: str, task: str, backend: str, dtype: str, device: 
 
 
 clientside_callback(
-    ClientsideFunction("workbench", "remember"),
+    ClientsideFunction("workbench", "rememberJob"),
     Output(work_id("memo", MATCH), "children"), Input(work_id("kept", MATCH), "data"),
     prevent_initial_call=True,
 )

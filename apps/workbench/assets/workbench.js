@@ -58,6 +58,13 @@
       }
       return "";
     },
+    /* As remember, for a run that was started: its progress comes into sight. */
+    rememberJob: function (query) {
+      window.dash_clientside.workbench.remember(query);
+      const out = document.querySelector(".work-out");
+      if (out && query) out.scrollIntoView({ block: "nearest" });
+      return "";
+    },
     /* As remember, for a result under its own link only. */
     rememberView: function (query) {
       if (/\/run\/[0-9a-f]+\/?$/.test(window.location.pathname)) {

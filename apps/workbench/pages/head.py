@@ -89,46 +89,50 @@ def controls(shape: dict[str, Any], at: dict[str, int], side: str) -> list[Any]:
     State("head-what", "data"),
 )
 def show(layer: str, head: str, prompt: Any, side: str, scheme: str, what: Any) -> Any:
-    """The pattern of the head, and of all heads of its layer."""
-    row = max(int(prompt or 1) - 1, 0)
+    """The pattern of the head, of all heads of its layer, and what it writes."""
+    at = (int(layer or 0), int(head or 0), max(int(prompt or 1) - 1, 0))
     try:
-        found = bench().patterns(what["model"], what["task"], int(layer), row)
-        return head_view(found, int(layer), int(head), side, scheme == "dark", what)
+        return head_view(at, side, scheme == "dark", what)
     except Exception as error:  # told in the place of the head
         return tell(error)
 
 
-def head_view(found: Any, layer: int, head: int, side: str, dark: bool, what: Any) -> list[Any]:
-    """One head large, its layer small, its effect in words."""
-    array = side_of(found, layer, side)
+def head_view(at: tuple[int, int, int], side: str, dark: bool, what: Any) -> list[Any]:
+    """One head large, its layer small, its words and its effect."""
+    layer, head, row = at
+    model, task = what["model"], what["task"]
+    pairs = bench().pairs(model, task)
+    words = pairs.corrupt_text if side == "corrupt" else pairs.clean_text
+    words = list(map(str, (words or pairs.clean)[row]))
+    array = side_of(bench().patterns(model, task, layer, row), side)
     one = array.isel(head=head).to_dataset(name="pattern")
-    tokens = {"clean": [found.words["corrupt" if side == "corrupt" else "clean"]]}
+    tokens = {"clean": [words]}
     big = figures.figures_of(one, tokens=tokens, dark=dark)["pattern"]
-    small = figures.pattern_grid(array, tokens=tokens, dark=dark,
-                                 title=f"All heads of layer {layer}")
+    small = figures.figures_of(array.to_dataset(name="pattern"), tokens=tokens, dark=dark,
+                               title=f"All heads of layer {layer}")["pattern"]
     for figure in (big, small):
         figure.update_layout(paper_bgcolor="rgba(0,0,0,0)", plot_bgcolor="rgba(0,0,0,0)")
     return [
-        html.Section([html.H2(f"Head {layer}.{head}, {side}"), strongest(one["pattern"], tokens),
+        html.Section([html.H2(f"Head {layer}.{head}, {side}"), strongest(one["pattern"], words),
                       graph({"type": "head-graph", "n": 0}, big)], className="card"),
+        html.Div([writing(at, side, words, what), effects(what, layer, head)],
+                 className="halves"),
         html.Section([dcc.Graph(figure=small, config=CONFIG, responsive=True),
                       heads_row(layer, array.sizes["head"], head)], className="card"),
-        effects(what, layer, head),
     ]
 
 
-def side_of(found: Any, layer: int, side: str) -> Any:
+def side_of(pattern: Any, side: str) -> Any:
     """The pattern on one side, or the difference of the two: [head, query, key]."""
     if side != "difference":
-        return found.sides[side]
-    array = found.sides["clean"] - found.sides["corrupt"]
-    return array.assign_attrs({**found.sides["clean"].attrs, "signed": 1,
-                               "long_name": "pattern, clean − corrupt"})
+        return pattern.sel(side=side, drop=True)
+    array = pattern.sel(side="clean", drop=True) - pattern.sel(side="corrupt", drop=True)
+    return array.assign_attrs({**pattern.attrs, "signed": 1,
+                               "long_name": "attention pattern, clean − corrupt"})
 
 
-def strongest(pattern: Any, tokens: Any) -> html.Div:
+def strongest(pattern: Any, words: list[str]) -> html.Div:
     """Where the last position looks most."""
-    words = tokens["clean"][0]
     last = pattern.isel(query=-1).values
     best = sorted(range(len(last)), key=lambda i: -abs(float(last[i])))[:4]
     parts: list[Any] = [html.Span("The last position looks at", className="muted")]
@@ -137,9 +141,39 @@ def strongest(pattern: Any, tokens: Any) -> html.Div:
     return html.Div(parts, className="row")
 
 
+def writing(at: tuple[int, int, int], side: str, words: list[str], what: Any) -> html.Section:
+    """Tokens promoted from the positions it looks at most, and by the head at the last."""
+    layer, head, row = at
+    side = "corrupt" if side == "corrupt" else "clean"
+    data = bench().head(what["model"], what["task"], layer, head, row).sel(side=side)
+    looked = data["pattern"].isel(query=-1).values
+    best = sorted(range(len(words)), key=lambda i: -float(looked[i]))[:3]
+    names = bench().texts(what["model"], {*map(int, data["direct_id"].values.ravel()),
+                                          *map(int, data["promoted_id"].values.ravel())})
+    lines = [promoted([html.Span(f"looking at {i} alone ", className="faint"), token(words[i])],
+                      data["promoted_id"].isel(key=i), data["promoted_logit"].isel(key=i), names)
+             for i in best]
+    return html.Section([
+        html.H2("What it writes (OV)"),
+        promoted([html.Span("at the last position", className="faint")], data["direct_id"],
+                 data["direct_logit"], names), *lines,
+        html.P("Through the final norm with the scale of the last position held fixed.",
+               className="faint"),
+    ], className="card stack")
+
+
+def promoted(label: list[Any], ids: Any, logits: Any, names: dict[int, str]) -> html.Div:
+    """The tokens that a write raises most, with the logit it adds."""
+    chips: list[Any] = []
+    for i, v in list(zip(ids.values, logits.values, strict=True))[:5]:
+        chips += [token(names[int(i)]), html.Span(f"{float(v):+.2f}", className="num faint")]
+    return html.Div([html.Div(label, className="row"), html.Div(chips, className="row")],
+                    className="stack tight")
+
+
 def heads_row(layer: int, n: int, head: int) -> html.Div:
     """Every head of the layer as a button."""
-    return html.Div([html.Button(f"{layer}.{h}", className=f"button{' main' if h == head else ''}",
+    return html.Div([html.Button(f"{layer}.{h}", className=f"button{' go' if h == head else ''}",
                                  id={"type": "head-go", "head": h}) for h in range(n)],
                     className="row")
 

@@ -88,7 +88,7 @@ def hub(clicks: int | None, text: str | None) -> Any:
     if not HUB.fullmatch(wanted) or ".." in wanted:
         return notice("That is no id of a model.", kind="warn",
                       remedy="Write it as name or owner/name, as in gpt2.")
-    return dcc.Link(f"Open {wanted}", href=link("/models", ref=wanted), className="button main")
+    return dcc.Link(f"Open {wanted}", href=link("/models", ref=wanted), className="button go")
 
 
 def model_view(ref: str, found: dict[str, Any]) -> list[Any]:
@@ -100,7 +100,7 @@ def model_view(ref: str, found: dict[str, Any]) -> list[Any]:
         ("vocabulary", "vocab"), ("context", "n_ctx"), ("parameters", "n_params"))]
     card = html.Section([
         html.Div([html.H2(ref), html.Span(shape.get("architecture") or "", className="pill"),
-                  dcc.Link("Patch it", href=link("/patching", model=ref), className="button main"),
+                  dcc.Link("Patch it", href=link("/patching", model=ref), className="button go"),
                   dcc.Link("Build a pair", href=link("/pair", model=ref), className="button")],
                  className="row"),
         html.Div([html.Div([html.B(f"{v:,}" if isinstance(v, int) else str(v)), html.Span(k)])

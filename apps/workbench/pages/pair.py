@@ -11,6 +11,7 @@ import dash_mantine_components as dmc
 from dash import ALL, Input, Output, State, callback, dcc, html, no_update
 
 import interp
+from apps.workbench.bench import bench
 from apps.workbench.choose import direction_sentence, model_picker
 from apps.workbench.controls import control_id, form_of, typed
 from apps.workbench.pairview import pair_view
@@ -49,7 +50,7 @@ def layout(model: str = "", **_query: Any) -> Any:
                              {"value": "yes", "label": "put one in front"},
                              {"value": "no", "label": "none"}], value="auto",
                        allowDeselect=False),
-            html.Button("Check this pair", id="pair-check", className="button main",
+            html.Button("Check this pair", id="pair-check", className="button go",
                         type="button"),
         ],
         className="card stack",

@@ -10,7 +10,7 @@ from dash import ALL, Input, Output, State, callback, ctx, dcc, html, no_update
 
 from apps.workbench.bench import bench
 from apps.workbench.labels import label_editor
-from apps.workbench.listing import knobs, when
+from apps.workbench.listing import failing, knobs, when
 from apps.workbench.live import PILLS, SETTLED, WORDS
 from apps.workbench.panels import rows_grid
 from apps.workbench.tell import empty, link, notice, page, shown
@@ -22,8 +22,8 @@ COLUMNS = [
     {"field": "model", "headerName": "Model", "flex": 1, "minWidth": 110},
     {"field": "task", "headerName": "Task", "flex": 2, "minWidth": 150},
     {"field": "knobs", "headerName": "Knobs", "flex": 2, "minWidth": 150},
-    {"field": "when", "headerName": "When", "width": 130},
-    {"field": "trust", "headerName": "Trust", "width": 130},
+    {"field": "when", "headerName": "When", "flex": 1, "minWidth": 120},
+    {"field": "trust", "headerName": "Trust", "flex": 1, "minWidth": 120},
     {"field": "tags", "headerName": "Tags", "flex": 1, "minWidth": 90},
     {"field": "note", "headerName": "Note", "flex": 2, "minWidth": 120},
 ]
@@ -66,10 +66,11 @@ def runs_grid(text: str = "", tag: str = "") -> Any:
         "id": r.id, "what": bench().method_title(r.method), "model": r.model, "task": r.task,
         "knobs": knobs(r.fields), "when": when(r.created), "tags": ", ".join(r.tags),
         "note": r.note, "trust": "damaged" if r.damaged else
-        f"{r.failed_checks} checks fail" if r.failed_checks else "checks hold",
+        failing(r.failed_checks) if r.failed_checks else "checks hold",
     } for r in rows]
-    return rows_grid(lines, COLUMNS, id="runs-grid", getRowId="params.data.id", options={
-        "rowSelection": {"mode": "multiRow", "enableClickSelection": True}})
+    chosen = {"rowSelection": {"mode": "multiRow", "enableClickSelection": True}}
+    return rows_grid(lines, COLUMNS, id="runs-grid", filter=False, getRowId="params.data.id",
+                     options=chosen)
 
 
 def jobs_table() -> Any:
@@ -107,13 +108,13 @@ def chosen_panel(ids: list[str]) -> Any:
         return html.Span("Select a run to open, label or delete it; two to compare.",
                          className="faint")
     if len(ids) == 2:
-        return dcc.Link("Compare the two", className="button main",
+        return dcc.Link("Compare the two", className="button go",
                         href=link("/compare", a=ids[0], b=ids[1]))
     if len(ids) > 2:
         return html.Span(f"{len(ids)} runs are selected; choose two to compare.",
                          className="faint")
     row = bench().store.row(ids[0])
-    buttons = [dcc.Link("Open", href=link(f"/run/{row.id}"), className="button main"),
+    buttons = [dcc.Link("Open", href=link(f"/run/{row.id}"), className="button go"),
                html.Button("Delete this run", id={"type": "run-delete", "run": row.id},
                            className="button")]
     return html.Div([html.Div(buttons, className="row"), label_editor(row)], className="stack")
