@@ -62,7 +62,6 @@ def test_the_naive_cost_is_what_torch_counts(tiny):
 
 @pytest.mark.parametrize("name", sorted(rivals.RIVALS))
 @pytest.mark.parametrize("sweep", sorted(patching.SWEEPS))
-@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")
 def test_every_rival_measures_what_the_plain_loop_measures(tiny, name, sweep):
     pytest.importorskip({"hooks": "torch", "hooks_last": "torch"}.get(name, name))
     site, axes = patching.SWEEPS[sweep]
@@ -138,7 +137,6 @@ def test_results_name_the_machine_and_no_person(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")
 def test_the_quick_benchmark_runs_and_every_contender_agrees(tmp_path, capsys):
     data = patching.main(["--quick", "--threads", "1", "--out", str(tmp_path)])
     assert {r["name"] for s in data["sweeps"] for r in s["rows"]} >= {"interp", "nnsight loop"}
