@@ -51,9 +51,17 @@ class Shape:
         }
 
 
-def _kept(batch: int, heads: int, drop: float) -> Tensor:
-    """Which heads of which prompts are kept, scaled to the same mean: ``[batch, head, 1, 1]``."""
-    return (torch.rand(batch, heads, 1, 1) >= drop).float() / (1 - drop)
+def dropped(z_BHTE: Tensor, drop: float) -> Tensor:
+    """Head outputs without a share ``drop`` of each prompt's heads, the others scaled up."""
+    kept = torch.rand(z_BHTE.shape[0], z_BHTE.shape[1], 1, 1) >= drop
+    return z_BHTE * (kept.float() / (1 - drop))
+
+
+def pattern_of(q_BHTE: Tensor, k_BHSE: Tensor) -> Tensor:
+    """Causal attention ``[batch, head, query, key]``."""
+    score = q_BHTE @ k_BHSE.transpose(-1, -2) / q_BHTE.shape[-1] ** 0.5
+    ahead = torch.ones(score.shape[-2:], dtype=torch.bool).triu(1)
+    return score.masked_fill(ahead, float("-inf")).softmax(-1)
 
 
 class Block(nn.Module):
@@ -80,7 +88,7 @@ class Block(nn.Module):
         q, k, v = self.heads_of(x_BTD)
         z = F.scaled_dot_product_attention(q, k, v, is_causal=True)
         if self.training and self.drop:
-            z = z * _kept(batch, self.heads, self.drop)
+            z = dropped(z, self.drop)
         x_BTD = x_BTD + self.out(z.transpose(1, 2).reshape(batch, length, width))
         hidden = F.gelu(self.up(self.ln_2(x_BTD)), approximate="tanh")
         return x_BTD + self.down(hidden)
@@ -104,6 +112,11 @@ class GPT2(nn.Module):
                 scale = (2 * shape.layers) ** -0.5 if deep else 1.0
                 nn.init.normal_(parameter, std=0.02 * scale)
 
+    @property
+    def projections(self) -> list[nn.Module]:
+        """Each layer's output projection, whose input is the heads' outputs."""
+        return [block.out for block in self.blocks]
+
     def forward(self, tokens_BT: Tensor, keep: Tensor | None = None) -> Tensor:
         """Logits, at every position or only where the mask ``keep`` ``[batch, position]`` is set.
 
@@ -124,9 +137,7 @@ class GPT2(nn.Module):
             x = self.wte(tokens_BT) + self.wpe.weight[: tokens_BT.shape[1]]
             for block in self.blocks:
                 q, k, _ = block.heads_of(x)
-                score = q @ k.transpose(-1, -2) / q.shape[-1] ** 0.5
-                ahead = torch.ones(score.shape[-2:], dtype=torch.bool).triu(1)
-                found.append(score.masked_fill(ahead, float("-inf")).softmax(-1))
+                found.append(pattern_of(q, k))
                 x = block(x)
         return found
 

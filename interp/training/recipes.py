@@ -29,4 +29,5 @@ class Recipe:
 
 RECIPES: dict[str, Recipe] = {
     "ioi": Recipe("ioi", "GPT-2, 4 layers × 4 heads, five grammars", "interp.training.ioi"),
+    "ioi-llama": Recipe("ioi-llama", "Llama, the same grammars", "interp.training.ioi_llama"),
 }

@@ -271,3 +271,11 @@ def test_knobs_describe_themselves_for_a_form(name):
 def test_held_out_templates_share_no_half_with_the_training_ones():
     assert not set(ioi_words.FRAMES) & set(ioi_words.HELD_OUT_FRAMES)
     assert not set(ioi_words.GIVINGS) & set(ioi_words.HELD_OUT_GIVINGS)
+
+
+def test_the_room_of_tasks_never_imports_torch():
+    import subprocess
+    import sys
+
+    code = "import sys, interp.tasks; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -9,11 +9,12 @@ import pytest
 import torch
 
 from interp.tasks import grammar, load_task
+from interp.training import llama
 from interp.training.__main__ import main
 from interp.training.batches import batches
 from interp.training.checkpoints import write_checkpoint
 from interp.training.circuit import Ablation
-from interp.training.gpt2 import GPT2, Shape
+from interp.training.gpt2 import GPT2, Shape, dropped
 from interp.training.language import Schedule, loss_of, train
 from interp.training.scoring import score
 from interp.training.vocabulary import Words, tokenizer_files
@@ -27,9 +28,12 @@ def words():
     return Words()
 
 
-def small(words, seed=0):
+def small(words, seed=0, architecture="gpt2", **sizes):
     torch.manual_seed(seed)
-    return GPT2(Shape(len(words.words), layers=2, heads=2, width=16))
+    sizes = {"layers": 2, "heads": 2, "width": 16, **sizes}
+    if architecture == "llama":
+        return llama.Llama(llama.Shape(len(words.words), **{"kv_heads": 1, **sizes}))
+    return GPT2(Shape(len(words.words), **sizes))
 
 
 def loud(module):
@@ -78,9 +82,10 @@ def test_an_answers_weight_stands_on_the_word_before_it(words):
         assert [w == 1.0 for w in weight[:used]] == wanted[tuple(tokens[1 : used + 1])]
 
 
-def test_a_checkpoint_gives_the_same_logits_under_transformers(tmp_path, words):
+@pytest.mark.parametrize("architecture", ["gpt2", "llama"])
+def test_a_checkpoint_gives_the_same_logits_under_transformers(tmp_path, words, architecture):
     transformers = pytest.importorskip("transformers")
-    module = loud(small(words))
+    module = loud(small(words, architecture=architecture, heads=4, width=32))
     write_checkpoint(tmp_path, module.checkpoint(), module.shape.config(),
                      tokenizer_files(words.words, module.shape.context))
     ordinary = transformers.AutoModelForCausalLM.from_pretrained(tmp_path).eval()
@@ -104,16 +109,13 @@ def test_the_tokenizer_files_split_as_the_grammar_does(words):
     assert tokenizer.decode(tokenizer.encode(said).ids) == said
 
 
-def test_patterns_are_those_of_the_forward_pass(words):
+@pytest.mark.parametrize("architecture", ["gpt2", "llama"])
+def test_patterns_are_those_of_the_forward_pass(tmp_path, words, architecture):
     transformers = pytest.importorskip("transformers")
-    import tempfile
-    from pathlib import Path
-
-    module = loud(small(words))
-    with tempfile.TemporaryDirectory() as folder:
-        write_checkpoint(Path(folder), module.checkpoint(), module.shape.config(), {})
-        ordinary = transformers.AutoModelForCausalLM.from_pretrained(
-            folder, attn_implementation="eager").eval()
+    module = loud(small(words, architecture=architecture, heads=4, width=32))
+    write_checkpoint(tmp_path, module.checkpoint(), module.shape.config(), {})
+    ordinary = transformers.AutoModelForCausalLM.from_pretrained(
+        tmp_path, attn_implementation="eager").eval()
     tokens = torch.randint(0, module.shape.vocab, (3, 12))
     with torch.no_grad():
         theirs = ordinary(tokens, output_attentions=True).attentions
@@ -121,11 +123,31 @@ def test_patterns_are_those_of_the_forward_pass(words):
         assert (ours - other).abs().max() < 1e-5
 
 
+def test_dropped_heads_are_whole_heads_and_the_mean_is_kept():
+    torch.manual_seed(0)
+    z = torch.ones(4000, 3, 2, 5)
+    out = dropped(z, 0.2)
+    assert set(out.unique().tolist()) == {0.0, 1.25}
+    assert (out == out[:, :, :1, :1]).all()
+    # 12,000 draws: five standard errors of the mean
+    assert abs(out.mean().item() - 1) < 5 * 1.25 * (0.2 * 0.8 / 12_000) ** 0.5
+
+
+@pytest.mark.parametrize("architecture", ["gpt2", "llama"])
+def test_heads_are_dropped_in_training_and_never_afterwards(words, architecture):
+    module = small(words, architecture=architecture, drop=0.5)
+    tokens = torch.randint(0, 50, (4, 9))
+    module.train()
+    assert not torch.equal(module(tokens), module(tokens))
+    module.eval()
+    assert torch.equal(module(tokens), module(tokens))
+
+
 def test_ablating_every_head_equals_a_model_whose_heads_write_their_means(words):
     model = word_reader()
     task = load_task("ioi", model, n=16)
     module = loud(small(words))
-    ablation = Ablation(module, [b.out for b in module.blocks], 2, task)
+    ablation = Ablation(module, module.projections, 2, task)
     assert ablation.kept(ablation.all) == 1.0 == ablation.left(())
     # by hand: the input of each projection is replaced whole, last layer first
     hooks = [
@@ -145,7 +167,7 @@ def test_ablating_every_head_equals_a_model_whose_heads_write_their_means(words)
 def test_random_sets_are_different_and_avoid_what_they_are_told(words):
     task = load_task("ioi", word_reader(), n=8)
     module = small(words)
-    ablation = Ablation(module, [b.out for b in module.blocks], 2, task)
+    ablation = Ablation(module, module.projections, 2, task)
     sets = ablation.random_sets(2, 3, seed=0, without=[(0, 0)])
     assert len({tuple(s) for s in sets}) == 3 and all((0, 0) not in s for s in sets)
 
@@ -170,10 +192,12 @@ def test_the_command_names_a_near_miss_and_refuses_no_steps(capsys):
 
 
 def test_the_command_writes_a_whole_folder(tmp_path, capsys, monkeypatch):
+    from dataclasses import replace
+
     from interp.training import ioi
 
-    monkeypatch.setattr(ioi, "SPLITS", {"few": "ioi:n=8"})
-    monkeypatch.setattr(ioi, "MECHANISM", "ioi:n=8,seed=11")
+    few = replace(ioi.PLAN, splits={"few": "ioi:n=8"}, mechanism="ioi:n=8,seed=11")
+    monkeypatch.setattr(ioi, "PLAN", few)
     assert main(["ioi", "--out", str(tmp_path / "m"), "--steps", "2"]) == 0
     names = {p.name for p in (tmp_path / "m").iterdir()}
     assert names == {"model.safetensors", "config.json", "tokenizer.json", "tokenizer_config.json",
