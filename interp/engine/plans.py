@@ -67,12 +67,15 @@ class Plan:
         rows: what has to be computed.
         inert: ``[cell, prompt]``, cells that cannot change the metric: their effect is exactly 0.
         undefined: ``[cell, prompt]``, cells whose positions have no counterpart in the source run.
+        telling: ``[cell, prompt]``, cells that edit a position where the runs' tokens differ, so
+            that their value must change.
     """
 
     bucket: Bucket
     rows: list[Row]
     inert: np.ndarray
     undefined: np.ndarray
+    telling: np.ndarray
 
 
 @dataclass
@@ -184,7 +187,7 @@ def make_plan(
         nulls: self-patched rows a prompt, whose spread is the noise floor.
     """
     shape = (len(cells), len(bucket))
-    inert, undefined = np.zeros(shape, bool), np.zeros(shape, bool)
+    inert, undefined, telling = (np.zeros(shape, bool) for _ in range(3))
     rows: list[Row] = []
     for i in range(len(bucket)):
         for k in range(nulls):
@@ -202,7 +205,14 @@ def make_plan(
             else:
                 start = int(min(p[4].min() for p in parts))
                 rows.append(Row(c, i, start, _live(parts), tuple(parts)))
-    return Plan(bucket, rows, inert, undefined)
+                telling[c, i] = all(_differs(p, bucket, i) for p in parts)
+    return Plan(bucket, rows, inert, undefined, telling)
+
+
+def _differs(part: tuple[Any, ...], bucket: Bucket, prompt: int) -> bool:
+    places = part[4][bucket.match[prompt, part[4]] >= 0]
+    lent = bucket.source[prompt, bucket.match[prompt, places]]
+    return part[5] == SOURCE and bool((bucket.base[prompt, places] != lent).any())
 
 
 def _useful(

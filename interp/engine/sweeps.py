@@ -50,6 +50,7 @@ class Sweep:
         inert: cells that cannot change the metric (their value is the base's), ``[cell, prompt]``.
         undefined: cells without a counterpart in the source run, ``[cell, prompt]``.
         moved: largest absolute change of the edited values, ``[cell, prompt]``.
+        telling: cells whose value must change, as the runs' tokens differ there.
         noise: largest deviation of a self-patched row from its base row, in the metric's unit.
         chunks: rows of each chunk, in order.
         flops: planned FLOPs; naive: FLOPs of one full forward a row.
@@ -61,6 +62,7 @@ class Sweep:
     inert: np.ndarray
     undefined: np.ndarray
     moved: np.ndarray
+    telling: np.ndarray
     noise: float = 0.0
     chunks: list[int] = field(default_factory=list)
     flops: float = 0.0
@@ -105,11 +107,12 @@ class _Work:
         shape = (len(cells), len(pairs))
         self.sweep = Sweep(
             np.full(shape, np.nan), np.full(len(pairs), np.nan), np.full(len(pairs), np.nan),
-            np.zeros(shape, bool), np.zeros(shape, bool), np.zeros(shape),
+            np.zeros(shape, bool), np.zeros(shape, bool), np.zeros(shape), np.zeros(shape, bool),
         )
         for plan in self.plans:
             self.sweep.inert[:, plan.bucket.rows] = plan.inert
             self.sweep.undefined[:, plan.bucket.rows] = plan.undefined
+            self.sweep.telling[:, plan.bucket.rows] = plan.telling
         self.gated = any(getattr(b, "gated", False) for b in self.blocks.layers)
 
     @property
@@ -318,7 +321,7 @@ def _plain_sweep(
     source = plain_source(model, pairs, metric, direction=direction, at=at)
     found = Sweep(
         np.full(shape, np.nan), base, source, np.zeros(shape, bool), np.zeros(shape, bool),
-        np.ones(shape), noise=float(np.abs(base - again).max()),
+        np.ones(shape), np.ones(shape, bool), noise=float(np.abs(base - again).max()),
     )
     for i in range(0, len(cells), PLAIN_CELLS):
         part = cells[i : i + PLAIN_CELLS]

@@ -74,3 +74,21 @@ def pairs_for(vocab: int, *, n: int = 4, length: int = 9, shared: int = 2, seed:
         clean.tolist(), corrupt.tolist(), answers[:, :2].tolist(), answers[:, 2:].tolist(),
         template=tuple(f"t{i % 2}" for i in range(n)),
     )
+
+
+def telling_pairs(module: Any, **knobs: Any) -> PromptPairs:
+    """Pairs whose right answer the clean run prefers and whose wrong one the corrupt run does."""
+    import torch
+
+    n = knobs.pop("n", 4)
+    many = pairs_for(97, **{**knobs, "n": 24})
+    with torch.no_grad():
+        best = [module(torch.tensor(side)).logits[:, -1].argmax(-1).tolist()
+                for side in (many.clean, many.corrupt)]
+    rows = [i for i in range(24) if best[0][i] != best[1][i]][:n]
+    assert len(rows) == n
+    return PromptPairs.from_tokens(
+        [many.clean[i] for i in rows], [many.corrupt[i] for i in rows],
+        [best[0][i] for i in rows], [best[1][i] for i in rows],
+        template=tuple(f"t{i % 2}" for i in range(n)),
+    )

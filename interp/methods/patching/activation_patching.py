@@ -189,8 +189,8 @@ class ActivationPatching(Method):
                           "95 % bootstrap interval", 1),
             "p_value": (dims, laid(p), "1", "p of a zero effect (sign flips)", 0),
             "p_fwer": (dims, laid(p_grid), "1", "p over the whole grid (max-T)", 0),
-            "inert": (dims, laid(found.inert.all(1).astype(np.int8)), "1",
-                      "1 where the metric cannot be reached", 0),
+            "inert": (dims, laid(_inert(found)), "1",
+                      "1 where the value is the same or cannot reach the metric", 0),
             "metric_base": (("prompt",), found.base, unit, f"{metric.title}, base run", 1),
             "metric_source": (("prompt",), found.source, unit, f"{metric.title}, source run", 1),
         }
@@ -261,7 +261,7 @@ class ActivationPatching(Method):
         still = _still(found, extra)
         context.check(Check(
             "edits_fired", "edits that changed nothing", still, 0.0,
-            note="Cells whose source value equals the base value although the runs differ there.",
+            note="Cells whose value stayed the same although the runs' tokens differ there.",
         )) if self.with_ == "source" else None
         if self.verify:
             self._verify(model, task, context, found, extra, data, relative, scale, at)
@@ -296,11 +296,16 @@ def _scale(found: Sweep) -> float:
     return float(max(values.std(), np.abs(values).mean(), 1e-12)) if len(values) else 1.0
 
 
+def _inert(found: Sweep) -> np.ndarray:
+    """Cells that change nothing in any prompt: out of reach, or equal values in both runs."""
+    same = (found.moved == 0) & np.isfinite(found.patched) & (found.patched == found.base)
+    return (found.inert | same).all(1).astype(np.int8)
+
+
 def _still(found: Sweep, extra: int) -> float:
-    """Cells with no effect anywhere although they were run and the runs' metrics differ."""
-    live = ~found.inert[extra:] & ~found.undefined[extra:]
-    unmoved = (found.moved[extra:] == 0) | ~live
-    return float((unmoved.all(1) & live.any(1)).sum())
+    """Cells that changed no value in a prompt although the two runs' tokens differ there."""
+    dead = (found.moved[extra:] == 0) & found.telling[extra:]
+    return float(dead.any(1).sum())
 
 
 def _averaged(found: Sweep, extra: int, draws: int) -> Sweep:
@@ -311,8 +316,8 @@ def _averaged(found: Sweep, extra: int, draws: int) -> Sweep:
     first = len(found.patched[extra:]) // draws
     return Sweep(
         mean(found.patched), found.base, found.source, found.inert[extra : extra + first],
-        found.undefined[extra : extra + first], mean(found.moved), found.noise, found.chunks,
-        found.flops, found.naive,
+        found.undefined[extra : extra + first], mean(found.moved), found.telling[:first],
+        found.noise, found.chunks, found.flops, found.naive,
     )
 
 
