@@ -118,8 +118,8 @@ class Store:
         """
         run_id = secrets.token_hex(16)
         write_run(self.runs / run_id, record)
-        with contextlib.suppress(DiskFullError), self._index():
-            pass  # the run is whole; an index without room for it catches up when it is next used
+        with self._index():
+            pass  # brings the index in step
         return run_id
 
     def delete(self, run_id: str) -> None:
@@ -260,19 +260,28 @@ class Store:
 
     @contextlib.contextmanager
     def _index(self) -> Iterator[sqlite3.Connection]:
-        """The index, in step with the folders; one that cannot be read is made again."""
-        path = self.root / "index.sqlite"
+        """The index, in step with the folders; one that cannot be read is made again.
+
+        Without room on the disk it is made in memory, so that a store always opens.
+        """
+        path: Path | str = self.root / "index.sqlite"
         try:
-            with database(path, SCHEMA) as db:
-                self._step(db)
+            self._brought(path)
+        except DiskFullError:
+            path = ":memory:"
         except sqlite3.DatabaseError as error:
             if isinstance(error, sqlite3.OperationalError) and "locked" in str(error):
                 raise
-            self._set_aside(path)
-            with database(path, SCHEMA) as db:
-                self._step(db)
+            self._set_aside(self.root / "index.sqlite")
+            self._brought(path)
         with database(path, SCHEMA) as db:
+            if path == ":memory:":
+                self._step(db)
             yield db
+
+    def _brought(self, path: Path | str) -> None:
+        with database(path, SCHEMA) as db:
+            self._step(db)
 
     def _set_aside(self, path: Path) -> None:
         for tail in ("", "-wal", "-shm"):
@@ -332,7 +341,7 @@ class Store:
         }
 
     def _mark(self, run_id: str, reason: str) -> None:
-        with contextlib.suppress(DiskFullError), self._index() as db:
+        with self._index() as db:
             db.execute("UPDATE runs SET damaged=? WHERE id=?", (reason, run_id))
 
     def rebuild(self) -> list[RunRow]:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from interp.store import Store, files
+from interp.store import Store, database, files, index, spec_hash
 from interp.terms import DiskFullError
 from tests.store.makers import record
 
@@ -78,11 +78,14 @@ def test_another_fault_of_the_disk_is_not_called_full(store, monkeypatch):
 
 
 def test_an_index_without_room_never_loses_a_run(store, monkeypatch):
-    def full(self):
+    def full(path, schema, **_):
+        if path == ":memory:":
+            return database(path, schema)
         raise DiskFullError(needed=1, free=0)
 
-    monkeypatch.setattr(Store, "_index", full)
+    monkeypatch.setattr(index, "database", full)
     run = store.add(record(1))
+    assert {r.id for r in store.list()} == {run, store.find(spec_hash(record(0).spec))}
     monkeypatch.undo()
     assert run in {r.id for r in store.list()}
 
@@ -110,7 +113,7 @@ def test_a_chunk_that_does_not_fit_leaves_the_earlier_ones(store, monkeypatch):
 
 KILLED = textwrap.dedent("""
     import os, sys
-    from interp.store import Store, files, records
+    from interp.store import Store, database, files, index, spec_hash, records
     from tests.store.makers import record
 
     store, at = Store(sys.argv[1]), int(sys.argv[2])

@@ -169,12 +169,14 @@ def test_a_later_format_is_refused_with_what_to_do(tmp_path):
         read_run(folder)
 
 
-@pytest.mark.parametrize("part", ["layout", "provenance", "checks", "files"])
-@pytest.mark.parametrize("value", [None, [], {"x": 1}, "text", [[1]]])
+LIES = [(part, value) for part in ("layout", "provenance", "checks", "files")
+        for value in (None, [], {"x": 1}, "text", [[1]])
+        if (part, value) not in (("provenance", []), ("checks", []), ("provenance", {"x": 1}))]
+
+
+@pytest.mark.parametrize(("part", "value"), LIES)
 def test_a_manifest_that_lies_about_its_parts_is_damage_not_a_crash(tmp_path, part, value):
     folder = write_run(tmp_path / "run", record())
-    if (part, value) in (("provenance", []), ("checks", []), ("provenance", {"x": 1})):
-        pytest.skip("an empty list or any object is a legal value here")
     rewrite(folder, {**manifest(folder), part: value})
     with pytest.raises((DamagedError, UnsafeError)):
         read_run(folder)
