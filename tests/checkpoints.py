@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from interp.models.families import FAMILIES
+from interp.models.loading import quiet
 from interp.models.zoo import hard
 
 FAMILY_NAMES = tuple(f.name for f in FAMILIES.values())
@@ -25,9 +26,10 @@ def save_checkpoint(module: Any, folder: Path, tokenizer: Any = None) -> Path:
     """Write config and safetensors (and a tokenizer, if given) into ``folder``; returns it."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    module.save_pretrained(folder)
-    if tokenizer is not None:
-        tokenizer.save_pretrained(folder)
+    with quiet():
+        module.save_pretrained(folder)
+        if tokenizer is not None:
+            tokenizer.save_pretrained(folder)
     return folder
 
 

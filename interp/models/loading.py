@@ -113,7 +113,7 @@ def load(
     hf_tokenizer = read.hf_tokenizer
     if tokenizer is not None:
         plain = isinstance(tokenizer, (str, Path))
-        hf_tokenizer = open_tokenizer(tokenizer) if plain else tokenizer
+        hf_tokenizer = _tokenizer_of(Path(tokenizer), module.config) if plain else tokenizer
     config: Any = module.config
     probe, reference = _proof(family, module, read.id, place)
     bos = family.default_bos if read.default_bos is None else read.default_bos
@@ -295,9 +295,16 @@ def _from_folder(folder: Path, dtype: torch.dtype) -> _Read:
     unused = sorted(map(str, report.get("unexpected_keys", ())))
     return _Read(
         module, tensors.hash_files(seen.files), str(folder.resolve()),
-        open_tokenizer(folder) if seen.has_tokenizer else None,
+        _tokenizer_of(folder, config) if seen.has_tokenizer else None,
         source={"files": [p.name for p in seen.files], **({"unused": unused} if unused else {})},
     )
+
+
+def _tokenizer_of(folder: Path, config: Any) -> Any:
+    if not folder.is_dir():
+        raise UsageError(f"There is no tokenizer folder {folder}.", remedy="Check the path.")
+    with quiet():
+        return open_tokenizer(folder, config)
 
 
 def broken() -> tuple[type[Exception], ...]:

@@ -190,7 +190,10 @@ def _file_entries(path: str, size: int, mtime_ns: int, inode: int) -> dict[str, 
 
 
 def hash_module(module: nn.Module) -> str:
-    """The hash that ``hash_files`` would give for this module's saved weights."""
+    """The same hash of a live module's weights, under the module's own names.
+
+    It equals ``hash_files`` of the saved checkpoint wherever saving renames nothing.
+    """
     return _combine((name, _entry(tensor)) for name, tensor in saved_tensors(module))
 
 

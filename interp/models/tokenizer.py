@@ -121,27 +121,53 @@ def byte_table() -> dict[str, int]:
     return {**table, **{chr(256 + n): b for n, b in enumerate(shifted)}}
 
 
-def open_tokenizer(folder: str | Path) -> Any:
-    """The Hugging Face tokenizer object of a folder, which has passed ``safety.inspect``.
+def open_tokenizer(folder: str | Path, config: Any = None) -> Any:
+    """The Hugging Face tokenizer object of a folder.
+
+    A ``tokenizer.json`` is taken as it stands: transformers' own choice of class by architecture
+    would rebuild it after its idea of that architecture. Where its configuration is silent about
+    BOS and EOS, the model's config decides, if it names special tokens.
+
+    Args:
+        folder: the tokenizer's folder; its JSON files are checked first.
+        config: the model's config object, or None.
 
     Raises:
+        UnsafeError: a field that has code run.
         RefusedError: files that transformers cannot read.
     """
-    from transformers import AutoTokenizer
+    from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
     from interp.models.safety import JSON_FILES, read_json, refuse_code_fields
 
     folder = Path(folder)
+    said: dict[str, Any] = {}
     for name in JSON_FILES:
         if (folder / name).is_file():
-            refuse_code_fields(read_json(folder / name), name)
+            data = read_json(folder / name)
+            refuse_code_fields(data, name)
+            said.update(data if name.startswith(("tokenizer", "special")) else {})
+    reader: Any = PreTrainedTokenizerFast if (folder / "tokenizer.json").is_file() else (
+        AutoTokenizer
+    )
     try:
-        return AutoTokenizer.from_pretrained(
-            str(folder), local_files_only=True, trust_remote_code=False
-        )
-    except (OSError, ValueError, ImportError, KeyError, TypeError, AttributeError) as error:
+        hf = reader.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
+    except Exception as error:  # tokenizers raises bare Exception for a file it cannot read
         raise RefusedError(
-            f"The tokenizer in {folder} cannot be read: {str(error).splitlines()[0][:200]}",
+            f"The tokenizer in {folder} cannot be read: {' '.join(str(error).split())[:200]}",
             remedy="Save it again as tokenizer.json (tokenizer.save_pretrained), or give another "
             "with tokenizer=….",
         ) from error
+    for name in ("bos_token", "eos_token"):
+        token = _named_by_config(hf, getattr(config, f"{name}_id", None))
+        if name not in said and getattr(hf, name) is None and token is not None:
+            setattr(hf, name, token)
+    return hf
+
+
+def _named_by_config(hf: Any, token: Any) -> str | None:
+    """The special token of this id, unless it is the unknown or padding token."""
+    added = hf.added_tokens_decoder.get(token) if isinstance(token, int) else None
+    if added is None or not added.special or token in (hf.unk_token_id, hf.pad_token_id):
+        return None
+    return str(added.content)
