@@ -249,7 +249,7 @@ def _no_folder(path: Path, text: str) -> UsageError:
 
 def _from_zoo(text: str, dtype: torch.dtype) -> _Read:
     card = registry.card_of(text)
-    facts = card.read()
+    facts = card.facts
     if card.path is not None:
         if not card.path.is_dir():
             raise RefusedError(

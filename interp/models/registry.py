@@ -24,8 +24,7 @@ class Card:
         question: what it is good for, one sentence.
         architecture: the Hugging Face architecture.
         folder: folder under ``zoo/``, or None where it is built from a seed.
-        size_bytes: bytes of the weights on disk (0 where nothing is shipped).
-        facts: data, accuracy, mechanism and how it was verified; or the recipe and seed.
+        given: facts that stand here rather than in the folder's ``card.json``.
     """
 
     name: str
@@ -33,20 +32,26 @@ class Card:
     question: str
     architecture: str
     folder: str | None = None
-    size_bytes: int = 0
-    facts: dict[str, Any] = field(default_factory=dict)
+    given: dict[str, Any] = field(default_factory=dict)
 
     @property
     def path(self) -> Path | None:
         """The folder with its weights, or None."""
         return None if self.folder is None else ZOO / self.folder
 
-    def read(self) -> dict[str, Any]:
-        """The facts, with those of the folder's ``card.json`` on top."""
+    @property
+    def size_bytes(self) -> int:
+        """Bytes of the weights on disk (0 where nothing is shipped)."""
+        files = [] if self.path is None else self.path.glob("*.safetensors")
+        return sum(p.stat().st_size for p in files)
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """Data, accuracy, mechanism and how it was verified; or the recipe and seed."""
         path = self.path
         if path is None or not (path / "card.json").is_file():
-            return dict(self.facts)
-        return {**self.facts, **json.loads((path / "card.json").read_text(encoding="utf-8"))}
+            return dict(self.given)
+        return {**self.given, **json.loads((path / "card.json").read_text(encoding="utf-8"))}
 
 
 def _random(family: str, architecture: str, what: str) -> Card:
@@ -55,7 +60,7 @@ def _random(family: str, architecture: str, what: str) -> Card:
         f"hard random {family}",
         f"Does a method hold where every part of the architecture matters ({what})?",
         architecture,
-        facts={
+        given={
             "recipe": family, "seed": 0, "tokens": "97 token ids, no tokenizer",
             "answer": "none: weights are random, so there is no circuit to find",
         },
@@ -63,6 +68,10 @@ def _random(family: str, architecture: str, what: str) -> Card:
 
 
 MODELS: dict[str, Card] = {
+    "ioi": Card(
+        "ioi", "indirect object, and four other grammars",
+        "Which heads find the name that was not repeated?", "GPT2LMHeadModel", "ioi",
+    ),
     "ioi": Card(
         "ioi", "indirect objects and four other grammars",
         "Which heads find the name that was not repeated?", "GPT2LMHeadModel",
