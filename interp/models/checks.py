@@ -8,7 +8,6 @@ the dtype and grows with depth (rounding accumulates layer by layer).
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -163,67 +162,71 @@ def _worse(a: float, b: float) -> float:
 def edits_work(model: Adapter, probe: Tensor) -> tuple[Check, ...]:
     """Self-patch is the identity; an edit at each site is felt; doubled divisors are felt.
 
-    One layer in the middle and the ends stand for their kinds; the rest of the layers are the
-    same modules under other numbers, and ``telescopes`` has read them all.
+    One pass a site with two rows: in the first the site gets its own value, in the second another
+    one. A middle layer and the ends stand for their kinds: the other layers are the same modules
+    under other numbers, and ``telescopes`` has read them all.
     """
     layer = model.shape.n_layers // 2
     have = [c.name for c in model.capabilities() if c.ok]
     sites = [Site(k, layer=layer) for k in PER_LAYER if k in have]
     sites += [
-        Site(k) for k in ("embed", "ln_final_scale", "logits")
+        Site(k) for k in ("embed", "ln_final_scale", "logits", "input")
         if k in have and (k != "logits" or probe.dim() > 1)
     ]
-    if "input" in have:
-        sites.append(Site("input"))
-    base = model.run(probe, read=sites)
-    patched = model.run(probe, edits=[Edit(s, base.reads[s]) for s in sites])
-    identity = Check(
-        "identity_patch", "patching every site with its own value changes nothing",
-        spread(patched.logits, base.logits), tolerance(model.dtype, 1),
-        note=f"All kinds of sites at once, layer {layer}.",
-    )
-    plain = [s for s in sites if not s.kind.endswith("_scale")]
-    scales = [s for s in sites if s.kind.endswith("_scale")]
+    rows = probe[:1].repeat(2, *([1] * (probe.dim() - 1)))
+    base = model.run(rows, read=sites)
+    identity = _Extreme(0.0)
+    felt = {False: _Extreme(math.inf), True: _Extreme(math.inf)}
+    for site in sites:
+        scale = site.kind.endswith("_scale")
+        value = base.reads[site].clone()
+        value[1:] = 2 * value[1:] if scale else _shifted(value[1:])
+        run = model.run(rows, edits=[Edit(site, value)], read=[site])
+        identity.highest(spread(run.logits[:1], base.logits[:1]), site)
+        moved = spread(run.logits[1:], base.logits[1:])
+        there = torch.equal(run.reads[site], value.to(run.reads[site].dtype))
+        felt[scale].lowest(moved if there else 0.0, site)
     return (
-        identity,
-        _felt(model, probe, base.logits, base.reads, plain, "edits_fire",
-              "an edit at every kind of site changes the logits", _shifted),
+        Check(
+            "identity_patch", "patching any site with its own value changes nothing",
+            identity.value, tolerance(model.dtype, 1), note=f"Largest at {identity.where}.",
+        ),
+        _felt("edits_fire", "an edit at every kind of site changes the logits", felt[False]),
         *(
-            (_felt(model, probe, base.logits, base.reads, scales, "scales_fire",
-                   "doubling every norm's divisor changes the logits", lambda v: 2 * v),)
-            if scales else ()
+            (_felt("scales_fire", "doubling every norm's divisor changes the logits", felt[True]),)
+            if felt[True].where else ()
         ),
     )
+
+
+class _Extreme:
+    """The worst value seen, and where; a NaN is worse than anything."""
+
+    def __init__(self, value: float) -> None:
+        self.value, self.where = value, ""
+
+    def highest(self, value: float, site: Site) -> None:
+        """Keep the larger."""
+        if math.isnan(value) or value > self.value or not self.where:
+            self.value, self.where = value, str(site)
+
+    def lowest(self, value: float, site: Site) -> None:
+        """Keep the smaller."""
+        if math.isnan(value) or value < self.value:
+            self.value, self.where = value, str(site)
 
 
 def _shifted(value: Tensor) -> Tensor:
     """Another value of the same size: the positions in reverse order, and a little more."""
-    return value.flip(1) * 1.5 + value.std() * 0.25
+    turned = value.flip(1) if value.dim() > 1 else value
+    return turned * 1.5 + (value.std() if value.numel() > 1 else value.abs().sum()) * 0.25
 
 
-def _felt(
-    model: Adapter, probe: Tensor, logits: Tensor, reads: Mapping[Site, Tensor],
-    sites: Sequence[Site], name: str, title: str, change: Callable[[Tensor], Tensor],
-) -> Check:
-    """The smallest relative change that an edit at any one of these sites makes."""
-    least, where, note = math.inf, "", ""
-    for site in sites:
-        value = change(reads[site])
-        try:
-            run = model.run(probe, edits=[Edit(site, value)], read=[site])
-        except InterpError as error:
-            return _broken(name, title, str(error))
-        felt = spread(run.logits, logits)
-        if not torch.equal(run.reads[site], value.to(run.reads[site].dtype)):
-            felt, note = 0.0, " It was not in place afterwards."
-        if math.isnan(felt) or felt < least:
-            least, where = felt, str(site)
-        if math.isnan(felt):
-            break
-    return Check(
-        name, title, least, FELT, at_least=True,
-        note=f"Smallest at {where}, in standard deviations of the logits.{note}" + (
-            "" if least >= FELT else " Either the model does not use this part, or the edit does "
-            "not reach it: do not trust effects there."
-        ),
-    )
+def _felt(name: str, title: str, least: _Extreme) -> Check:
+    note = f"Smallest at {least.where}, in standard deviations of the logits."
+    if not least.value >= FELT:
+        note += (
+            " Either the model does not use this part, or the edit does not reach it: do not "
+            "trust effects there."
+        )
+    return Check(name, title, least.value, FELT, at_least=True, note=note)
