@@ -69,13 +69,8 @@ def _random(family: str, architecture: str, what: str) -> Card:
 
 MODELS: dict[str, Card] = {
     "ioi": Card(
-        "ioi", "indirect object, and four other grammars",
-        "Which heads find the name that was not repeated?", "GPT2LMHeadModel", "ioi",
-    ),
-    "ioi": Card(
         "ioi", "indirect objects and four other grammars",
-        "Which heads find the name that was not repeated?", "GPT2LMHeadModel",
-        folder="ioi", size_bytes=3_437_000,
+        "Which heads find the name that was not repeated?", "GPT2LMHeadModel", folder="ioi",
     ),
     "random-gpt2": _random("gpt2", "GPT2LMHeadModel", "learned positions, layer norms, biases"),
     "random-gpt-neo": _random("gpt_neo", "GPTNeoForCausalLM", "unscaled scores, local windows"),
