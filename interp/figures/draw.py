@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -114,17 +115,24 @@ def _frame(
         if (chosen or notes)
         else []
     )
-    above = plain(f"{view.title}: {long_name}" if view.title else long_name)
+    above = textwrap.wrap(f"{view.title}: {long_name}" if view.title else long_name, 92)[:4]
     figure.update_layout(
         title={
-            "text": above,
+            "text": "<br>".join(map(plain, above)),
             "x": 0.01,
             "xanchor": "left",
-            "y": 0.985,
+            "y": 1.0,
+            "yref": "container",
             "yanchor": "top",
+            "pad": {"t": 12 * len(above)},
             "subtitle": {"text": "<br>".join(quiet)},
         },
-        margin={"t": 60 + 18 * len(quiet), "l": 60, "r": 20, "b": 84 if view.stamp else 60},
+        margin={
+            "t": 40 + 20 * len(above) + 18 * len(quiet),
+            "l": 60,
+            "r": 20,
+            "b": 84 if view.stamp else 60,
+        },
         meta={
             "variable": name,
             "kind": plan.kind,

@@ -260,7 +260,7 @@ def _write(
             anchor=f"run-{i + 1}",
             model=o.cell.model,
             task=o.cell.task or "",
-            method=o.cell.method,
+            method=o.cell.asked,
         )
         for i, o in enumerate(outcomes)
     ]

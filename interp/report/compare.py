@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from interp.figures import figure_json, figures_of, number
+from interp.figures import drawn_names, figure_json, figures_of, number
 from interp.store import compare
 from interp.terms import UsageError
 
@@ -33,14 +33,16 @@ def comparisons(
 
 
 def _groups(sections: Sequence[Section], varied: str) -> dict[str, list[Section]]:
-    groups: dict[str, list[Section]] = {}
+    """Results that differ in one thing: same axes of the first array, and the rest alike."""
+    groups: dict[tuple[str, ...], list[Section]] = {}
     for s in sections:
-        if s.result is None:
+        if s.result is None or not drawn_names(s.result.data):
             continue
-        fields = {} if varied == "method" else s.result.spec.get("fields")
+        name = drawn_names(s.result.data)[0]
+        dims = ", ".join(map(str, s.result.data[name].dims))
         kept = [getattr(s, k) for k in ("method", "model", "task") if k != varied]
-        groups.setdefault(f"{' · '.join(filter(None, kept))}\0{fields}", []).append(s)
-    return {k.split("\0")[0]: v for k, v in groups.items()}
+        groups.setdefault((*kept, f"{name}[{dims}]"), []).append(s)
+    return {" · ".join(filter(None, k)): v for k, v in groups.items()}
 
 
 def _group(
@@ -51,19 +53,8 @@ def _group(
     for other in members[1:]:
         assert first.result is not None and other.result is not None, "groups hold results"
         found = compare(first.result.record, other.result.record)
-        label = getattr(other, ONE[word])
-        for a in found.arrays:
-            rows.append(
-                {
-                    "pair": label,
-                    "array": a.name,
-                    "cells": a.cells,
-                    "units": a.units,
-                    "max": "–" if a.max_abs is None else number(a.max_abs),
-                    "correlation": "–" if a.correlation is None else number(a.correlation),
-                    "reason": a.reason,
-                }
-            )
+        drawn = drawn_names(other.result.data)
+        rows += [_row(getattr(other, ONE[word]), a) for a in found.arrays if a.name in drawn]
         figures += _difference(found, first, other, word, blocks)
     return {
         "along": word,
@@ -71,6 +62,19 @@ def _group(
         "first": getattr(first, ONE[word]),
         "rows": rows,
         "figures": figures,
+    }
+
+
+def _row(label: str, line: Any) -> dict[str, Any]:
+    """One array of one pair."""
+    units = "" if line.units in ("", "1") else f" {line.units}"
+    return {
+        "pair": label,
+        "array": line.name,
+        "cells": line.cells,
+        "max": "–" if line.max_abs is None else number(line.max_abs) + units,
+        "correlation": "–" if line.correlation is None else number(line.correlation),
+        "reason": line.reason,
     }
 
 

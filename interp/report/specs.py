@@ -49,12 +49,15 @@ class Cell:
         return hashlib.sha256(body.encode()).hexdigest()[:24]
 
     @property
+    def asked(self) -> str:
+        """The method with the knobs that the spec sets."""
+        knobs = ", ".join(f"{k}={v}" for k, v in self.knobs.items())
+        return self.method + (f"({knobs})" if knobs else "")
+
+    @property
     def title(self) -> str:
         """Method, model and task in one line."""
-        knobs = ", ".join(f"{k}={v}" for k, v in self.knobs.items())
-        return " · ".join(
-            filter(None, [self.method + (f"({knobs})" if knobs else ""), self.model, self.task])
-        )
+        return " · ".join(filter(None, [self.asked, self.model, self.task]))
 
 
 @dataclass(frozen=True)
