@@ -168,6 +168,8 @@ def read_site_map(given: Mapping[str, Any] | None, module: nn.Module) -> SiteMap
     layers = sizes.get("n_layers") or _count(spots, module)
     for kind, spot in spots.items():
         _check_paths(kind, spot, module, layers)
+        if spot.axes:
+            read_axes(spot.axes, kind)
         split = KINDS[kind].head_axis is not None
         if split and not sizes.get("n_heads") and spot.axes and "(" in spot.axes:
             raise UsageError(

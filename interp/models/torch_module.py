@@ -229,6 +229,14 @@ class TorchModule(Adapter):
                 f"The module could not look up its inputs ({error}).",
                 remedy="Token ids or positions lie beyond what it knows.",
             ) from error
+        except RuntimeError as error:
+            if tuple(inputs.shape[1:]) == self._dims:
+                raise
+            raise UsageError(
+                f"The module refused inputs of shape {tuple(inputs.shape)} "
+                f"({str(error).splitlines()[0]}).",
+                remedy=f"The example's are [batch, {', '.join(map(str, self._dims))}].",
+            ) from error
         if positions is not None:
             if out.dim() < 3:
                 raise UsageError(
