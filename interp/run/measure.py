@@ -88,21 +88,18 @@ def run(
     method = _seeded(method_of(method), seed)
     store = Store(store) if isinstance(store, str) else store
     limit = None if memory is None else parse_bytes(memory)
-    ref, live = (model, False) if isinstance(model, str) else (None, False)
     own = None
     if context is None:
-        where = (device, dtype) if isinstance(model, str) else facts_of_tensors(model)
-        own = context = LocalContext(
-            limit, progress=progress, title=method.title or method.key(), store=store,
-            device=where[0], dtype=where[1],
-            backend=backend if isinstance(model, str) else model.backend,
-        )
+        opening = {"device": device, "dtype": dtype, "backend": backend} \
+            if isinstance(model, str) else _opening(model)
+        own = context = LocalContext(limit, progress=progress, store=store,
+                                     title=method.title or method.key(), **opening)
     elif limit is not None:
         context.memory = limit
     try:
-        opened = context.model(model) if isinstance(model, str) else _hooked(model)
-        live = ref is None and str(opened.id).startswith("module:")
-        job = Measurement(method, opened, task_of(task, opened), context, store, seed, ref, live)
+        ref = model if isinstance(model, str) else None
+        opened = context.model(model) if isinstance(model, str) else model
+        job = Measurement(method, opened, task_of(task, opened), context, store, seed, ref)
         with interruptible(context):
             return job.result(fresh=fresh, resume=resume)
     finally:
@@ -110,13 +107,15 @@ def run(
             own.close()
 
 
-def _hooked(model: Any) -> HookedModel:
+def _opening(model: Any) -> dict[str, Any]:
+    """How other models are opened beside this one."""
     if not hasattr(model, "run") or not hasattr(model, "capabilities"):
         raise UsageError(
             f"A {type(model).__name__} was given as model.",
             remedy="Wrap it first: interp.load_model(module, …), or give a ref such as 'zoo:ioi'.",
         )
-    return model
+    device, dtype = facts_of_tensors(model)
+    return {"device": device, "dtype": dtype, "backend": model.backend}
 
 
 def _seeded(method: Method, seed: int | None) -> Method:
@@ -136,14 +135,14 @@ class Measurement:
         store: where the result goes, or None.
         seed: of the generators; None takes the method's own, or 0.
         ref: the text the model was opened by.
-        live: the model is a module that a person handed in.
     """
 
     def __init__(self, method: Method, model: HookedModel, task: Task | None, context: Context,
-                 store: Store | None, seed: int | None, ref: str | None, live: bool) -> None:
+                 store: Store | None, seed: int | None, ref: str | None) -> None:
         check_fit(method, model, task)
         self.method, self.model, self.task = method, model, task
-        self.context, self.store, self.live = context, store, live
+        self.context, self.store = context, store
+        self.live = ref is None and str(model.id).startswith("module:")
         own = getattr(method, "seed", None)
         self.seed = int(own if isinstance(own, int) else seed or 0)
         self.spec = spec_of(method, model, task, ref=ref, context=context)
