@@ -115,33 +115,32 @@ def test_the_patched_heads_of_the_induction_model_are_the_known_pair(test_data: 
         site_map={**SITES, "n_heads": 1, "n_ctx": 8},
     )
     generator = torch.Generator().manual_seed(0)
-    clean = torch.stack([torch.randperm(26, generator=generator)[:8] for _ in range(200)])
-    corrupt = clean.clone()
-    corrupt[:, -1], clean[:, -1] = clean[:, 1], clean[:, 3]  # another letter repeats
+    letters = torch.stack([torch.randperm(26, generator=generator) for _ in range(200)])
+    clean, corrupt = letters[:, :8].clone(), letters[:, :8].clone()
+    clean[:, 7] = corrupt[:, 7] = clean[:, 3]
+    corrupt[:, 3] = letters[:, 9]  # the repeated letter's first place holds another letter
     right, wrong = clean[:, 4, None], clean[:, 2, None]
 
-    def score(logits: torch.Tensor) -> float:
-        return float((logits[:, 0].gather(1, right) - logits[:, 0].gather(1, wrong)).mean())
+    def score(tokens: torch.Tensor, *edits: Edit) -> float:
+        logits = model.run(tokens, edits=edits, positions=[-1]).logits[:, 0]
+        return float((logits.gather(1, right) - logits.gather(1, wrong)).mean())
 
-    accuracy = model.run(clean, positions=[-1]).logits[:, 0].argmax(-1) == right[:, 0]
-    assert float(accuracy.double().mean()) > 0.95
-    gap = score(model.run(clean, positions=[-1]).logits) - score(
-        model.run(corrupt, positions=[-1]).logits
-    )
+    answers = model.run(clean, positions=[-1]).logits[:, 0].argmax(-1)
+    assert float((answers == right[:, 0]).double().mean()) > 0.95
     heads = [Site("z", layer=0), Site("z", layer=1)]
     source = model.run(clean, read=heads).reads
-    base = score(model.run(corrupt, positions=[-1]).logits)
-    effect = {
-        h: (score(model.run(corrupt, edits=[Edit(h, source[h])], positions=[-1]).logits) - base)
-        / gap
-        for h in heads
-    }
-    assert effect[heads[1]] > 0.9, "the induction head carries the answer at the last position"
-    # The previous-token head works through the key of L1H0: without it, induction is lost.
-    mean = {h: source[h].mean((0, 1)) for h in heads}
+    base, whole = score(corrupt), score(clean)
+    # The first notes at the next letter what stood before it; the second finds that note.
     for head in heads:
-        left = score(model.run(clean, edits=[Edit(head, mean[head])], positions=[-1]).logits)
-        assert left < 0.35 * score(model.run(clean, positions=[-1]).logits), head
+        assert score(corrupt, Edit(head, source[head])) - base > 0.5 * (whole - base), head
+        assert score(clean, Edit(head, source[head].mean((0, 1)))) < 0.35 * whole, head
+    # What the first passes on enters the second's key, and neither its query nor its value.
+    after = model.run(corrupt, edits=[Edit(heads[0], source[heads[0]])],
+                      read=[Site(k, layer=1) for k in "qkv"]).reads
+    gains = {
+        s.kind: score(corrupt, Edit(s, v)) - base for s, v in after.items()
+    }
+    assert gains["k"] > 0.5 * (whole - base) > 5 * max(abs(gains["q"]), abs(gains["v"])), gains
 
 
 def symmetricity(model: Any) -> float:
