@@ -8,6 +8,7 @@ remote execution is asked for run by run (``run(..., remote=True)``) and never i
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +18,7 @@ from interp.models.adapter import PER_LAYER, first_tensor
 from interp.models.attention import show_patterns
 from interp.models.taps import Session, Watch
 from interp.models.transformer import TransformerModel
+from interp.terms import CapabilityError, Edit, Run, Site, UsageError
 
 if TYPE_CHECKING:
     from interp.models.loading import Loaded
@@ -27,6 +29,13 @@ RANK = {
     )
 }
 """Order in which a layer reaches its sites."""
+
+
+SENT = (
+    "interp.models.nnsight_adapter", "interp.models.taps", "interp.terms.sites",
+    "interp.terms.edits", "interp.terms.errors",
+)
+"""Files whose functions travel with a remote run, which knows nothing of this package."""
 
 
 def wrap(loaded: Loaded, *, verify: bool = True) -> NnsightModel:
@@ -45,7 +54,7 @@ def wrap(loaded: Loaded, *, verify: bool = True) -> NnsightModel:
 
 
 @dataclass
-class _Stop:
+class Stop:
     """One location of the trace, with the sites that stand there."""
 
     path: str
@@ -65,30 +74,91 @@ class NnsightModel(TransformerModel):
             show_patterns(self._module, self.family)
         self._names = {id(m): n for n, m in self._module.named_modules()}
         self._traced = trace_model(loaded)
+        self.remote_runs = 0
+        self._remote: bool | str = False
 
     def wrapped(self) -> Any:
         """The nnsight TransformersModel."""
         return self._traced
 
-    def _stops_of(self, session: Session) -> list[_Stop]:
+    def _stops_of(self, session: Session) -> list[Stop]:
         """The locations a session needs, in the order in which the forward pass reaches them."""
-        stops: dict[tuple[str, str], _Stop] = {}
+        stops: dict[tuple[str, str], Stop] = {}
         for watch in session.watches:
             path, side = self._names[id(watch.tap.module)], watch.tap.side
             layer = {"embed": -1, "ln_final_scale": 1 << 30}.get(watch.site.kind, watch.site.layer)
             rank = (int(layer or 0), RANK.get(watch.site.kind, 0), 0)
-            stop = stops.setdefault((path, side), _Stop(path, side, rank))
+            stop = stops.setdefault((path, side), Stop(path, side, rank))
             stop.rank = min(stop.rank, rank)
             stop.watches.append(watch)
         return sorted(stops.values(), key=lambda s: s.rank)
+
+    def run(
+        self,
+        inputs: Any,
+        *,
+        edits: Iterable[Edit] = (),
+        read: Iterable[Site] = (),
+        grad: bool = False,
+        positions: Any = None,
+        vocab: Any = None,
+        remote: bool | str = False,
+    ) -> Run:
+        """One forward pass; see ``terms.models.HookedModel.run``.
+
+        Args:
+            inputs: as there; likewise the following ones.
+            edits: as there.
+            read: as there.
+            grad: as there; not for a remote run.
+            positions: as there.
+            vocab: as there.
+            remote: run this pass on another machine: True for the service of the library's own
+                configuration, an address, or ``"local"`` to rehearse it here. The inputs and
+                edits leave this machine, and the service runs code that is sent to it.
+
+        Raises:
+            UsageError: gradients of a remote run.
+            CapabilityError: a pattern, which is no module's output there.
+        """
+        if not remote:
+            return super().run(
+                inputs, edits=edits, read=read, grad=grad, positions=positions, vocab=vocab
+            )
+        edits, read = tuple(edits), tuple(read)
+        if grad:
+            raise UsageError(
+                "A remote run keeps no graph, so it gives no gradients.",
+                remedy="Run here, or leave grad out.",
+            )
+        if remote != "local" and any(
+            s.kind == "pattern" for s in (*(e.site for e in edits), *read)
+        ):
+            raise CapabilityError("A remote model's attention pattern is no module's output.")
+        self.remote_runs += 1
+        self._remote = remote
+        try:
+            return super().run(inputs, edits=edits, read=read, positions=positions, vocab=vocab)
+        finally:
+            self._remote = False
 
     def _pass(
         self, session: Session, inputs: Tensor, positions: Tensor | None, vocab: Tensor | None
     ) -> Tensor:
         """One traced forward pass; logits at the positions and columns asked for."""
-        stops, traced = self._stops_of(session), self._traced
-        whole = positions is None and vocab is None
-        final = self.family.final_norm
+        stops, whole = self._stops_of(session), positions is None and vocab is None
+        if self._remote:
+            found = self._elsewhere(session, stops, inputs, whole)
+        else:
+            found = self._here(session, stops, inputs, whole)
+        session.finish()
+        if whole:
+            return first_tensor(found)
+        return self.head(found if positions is None else found[:, positions], vocab)
+
+    def _here(self, session: Session, stops: list[Stop], inputs: Tensor, whole: bool) -> Any:
+        """Trace on this machine; the model's output, or the normed hidden states."""
+        traced, final = self._traced, self.family.final_norm
         found: dict[str, Any] = {}
         seen: dict[str, Any] = {}
         with traced.trace(inputs, use_cache=False) as tracer:
@@ -97,16 +167,31 @@ class NnsightModel(TransformerModel):
             if whole:
                 found["out"] = traced.output
             else:
-                found["hidden"] = traced.get(final).output
+                found["out"] = traced.get(final).output
                 tracer.stop()
-        session.finish()
-        if whole:
-            return first_tensor(found["out"])
-        hidden = found["hidden"]
-        return self.head(hidden if positions is None else hidden[:, positions], vocab)
+        return found["out"]
+
+    def _elsewhere(self, session: Session, stops: list[Stop], inputs: Tensor, whole: bool) -> Any:
+        """Trace on another machine: what goes there is data and this package's own functions."""
+        import nnsight
+
+        for name in SENT:
+            nnsight.register(name)
+        traced, final, pick = self._traced, self.family.final_norm, visit
+        away = session.portable()
+        by_site = {w.site: w for w in away.watches}
+        plan = [Stop(s.path, s.side, s.rank, [by_site[w.site] for w in s.watches]) for s in stops]
+        with traced.trace(inputs, use_cache=False, remote=self._remote):
+            seen: dict[str, Any] = {}
+            for stop in plan:
+                pick(away, stop, traced.get(stop.path), seen)
+            out = traced.output.logits if whole else traced.get(final).output
+            result = nnsight.save((out, away))
+        session.take(result[1])
+        return result[0]
 
 
-def visit(session: Session, stop: _Stop, envoy: Any, seen: dict[str, Any]) -> None:
+def visit(session: Session, stop: Stop, envoy: Any, seen: dict[str, Any]) -> None:
     """Edit and read at one location of a running trace."""
     divided = any(w.tap.divisor is not None for w in stop.watches)
     if (divided or stop.side == "input") and stop.path not in seen:

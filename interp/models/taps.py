@@ -9,7 +9,7 @@ tensor that flows through the module.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import torch
@@ -230,6 +230,7 @@ class Watch:
 
     tap: Tap
     site: Site
+    bias: Tensor | None = None
     edits: list[tuple[int, Edit]] = field(default_factory=list)
     reads: list[Site] = field(default_factory=list)
     calls: int = 0
@@ -270,7 +271,8 @@ class Session:
     def _watch(self, site: Site, tap_of: Callable[[Site], Tap]) -> Watch:
         whole = site.whole
         if whole not in self._watches:
-            self._watches[whole] = Watch(tap_of(whole), whole)
+            tap = tap_of(whole)
+            self._watches[whole] = Watch(tap, whole, getattr(tap.module, "bias", None))
         return self._watches[whole]
 
     @property
@@ -324,6 +326,24 @@ class Session:
             return tap.module.register_forward_pre_hook(self._on_input(watch), with_kwargs=True)
         return tap.module.register_forward_hook(self._on_output(watch))
 
+    def portable(self) -> Session:
+        """The same wishes without the modules, for a pass that runs in another process."""
+        out = Session(lambda site: self._watches[site].tap, grad=False)
+        out._watches = {
+            site: replace(
+                w, tap=replace(w.tap, module=None),  # type: ignore[arg-type]
+                bias=None if w.bias is None else w.bias.detach(),
+            )
+            for site, w in self._watches.items()
+        }
+        return out
+
+    def take(self, other: Session) -> None:
+        """Take over what a portable session came back with."""
+        self.reads, self._change = other.reads, other._change
+        for site, watch in other._watches.items():
+            self._watches[site].calls = watch.calls
+
     def visit(self, watch: Watch, value: Tensor) -> Tensor | None:
         """Apply the edits and take the reads at one site; None where nothing changes."""
         watch.calls += 1
@@ -357,7 +377,7 @@ class Session:
             new = self.visit(watch, old)
             if new is None:
                 return raw
-            return tap.divisor.apply(tensor, getattr(tap.module, "bias", None), old, new)
+            return tap.divisor.apply(tensor, watch.bias, old, new)
         new = self.visit(watch, tap.layout.decode(tensor))
         if new is None:
             return raw

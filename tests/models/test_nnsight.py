@@ -81,6 +81,20 @@ def test_wrapping_proves_the_same_things_and_reaches_the_library():
     assert model.tokenizer is None
 
 
+def test_nothing_runs_elsewhere_unless_the_run_asks_for_it():
+    model, tokens = wrapped("llama", "nnsight"), prompts(1, 6)
+    site = Site("resid_pre", layer=1)
+    here = model.run(tokens, read=[site])
+    assert model.remote_runs == 0
+    there = model.run(tokens, read=[site], remote="local", edits=[Edit(site, 1.5, mode="add")])
+    again = model.run(tokens, read=[site], edits=[Edit(site, 1.5, mode="add")])
+    assert close(there.logits, again.logits) < EXACT
+    assert close(there.logits, here.logits) > 0.01
+    assert there.fired == pytest.approx(again.fired) and model.remote_runs == 1
+    with pytest.raises(UsageError, match="gradients"):
+        model.run(tokens, read=[site], remote="local", grad=True)
+
+
 def test_a_run_that_fails_leaves_the_model_as_it_was():
     model, tokens = wrapped("olmo2", "nnsight"), prompts(2, 8)
     before = model.run(tokens).logits
