@@ -180,6 +180,9 @@ def test_addition_asks_for_the_digit_of_the_sum(digit, contrast):
             assert row[4:] == tuple(int(d) for d in f"{total:03d}"[::-1])[: len(row) - 4]
     carries = [a[1] + a[3] >= 10 for a in task.clean]
     assert all(carries) if contrast == "carry" else set(carries) == {True, False}
+    if contrast == "carry":
+        assert not any(b[1] + b[3] >= 10 for b in task.corrupt)
+        assert all(a[:3] == b[:3] for a, b in zip(task.clean, task.corrupt, strict=True))
 
 
 def test_addition_on_the_trained_adder_is_right_on_both_sides(test_data):

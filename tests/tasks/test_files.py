@@ -78,6 +78,14 @@ def test_every_bad_row_is_named_with_its_line_and_reason(tmp_path, model):
     assert len(task_from_file(path, model, skip_bad=True)) == 1
 
 
+def test_a_bad_row_of_a_table_is_named_by_the_line_it_ends_on(tmp_path, model):
+    good = f'"{CLEAN}","{CORRUPT}",Mary,John'
+    rows = ["clean,corrupt,right,wrong", good, f"{good},more", f'"{CLEAN}\n","{CORRUPT}",Zork,John']
+    with pytest.raises(TaskError) as caught:
+        task_from_file(write(tmp_path, "\n".join(rows) + "\n", "a.csv"), model)
+    assert [n for n, _ in caught.value.rows] == [3, 5]
+
+
 def test_a_file_of_bad_rows_only_cannot_be_skipped_to_nothing(tmp_path, model):
     path = write(tmp_path, lines({**ROW, "right": " Zork"}))
     with pytest.raises(TaskError, match="line 1: .*lacks 'Zork'"):
