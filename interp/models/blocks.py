@@ -202,7 +202,7 @@ class LayerBlock:
             return False
         if not self.facts.causal or q.shape[1] != S or position_T.ndim != 1:
             return False
-        return not position_T.is_cuda and position_T.tolist() == list(range(S))
+        return position_T.device.type == "cpu" and position_T.tolist() == list(range(S))
 
     def _mask(self, position_T: Tensor, n_keys: int) -> Tensor | None:
         return kernels.allowed(position_T, n_keys, self.facts.window, self.facts.causal)

@@ -234,19 +234,29 @@ def sdpa(
     is_causal: bool = False,
 ) -> Tensor:
     """Fused attention, z ``[R, T, H, E]``; grouped keys are never repeated in memory."""
-    T, H, K = q_RTHE.shape[1], q_RTHE.shape[2], k_RSKE.shape[2]
-    k, v = k_RSKE.transpose(1, 2), v_RSKE.transpose(1, 2)
+    grouped = q_RTHE.shape[2] != k_RSKE.shape[2]
     if mask is not None and mask.ndim == 3:
         mask = mask[:, None]
-    if H != K and mask is not None and q_RTHE.device.type != "cpu":
-        mask = mask.repeat(*(1,) * (mask.ndim - 2), H // K, 1)
-        z = F.scaled_dot_product_attention(_fold(q_RTHE, K), k, v, attn_mask=mask, scale=scale)
-        return _unfold(z, T)
+    if grouped and mask is not None and q_RTHE.device.type != "cpu":
+        return folded_sdpa(q_RTHE, k_RSKE, v_RSKE, mask, scale)
     z = F.scaled_dot_product_attention(
-        q_RTHE.transpose(1, 2), k, v, attn_mask=mask, scale=scale, is_causal=is_causal,
-        enable_gqa=H != K,
+        q_RTHE.transpose(1, 2), k_RSKE.transpose(1, 2), v_RSKE.transpose(1, 2), attn_mask=mask,
+        scale=scale, is_causal=is_causal, enable_gqa=grouped,
     )
     return z.transpose(1, 2)
+
+
+def folded_sdpa(
+    q_RTHE: Tensor, k_RSKE: Tensor, v_RSKE: Tensor, mask: Tensor, scale: float
+) -> Tensor:
+    """As ``sdpa`` where a device has no fused kernel for grouped keys under a mask."""
+    T, H, K = q_RTHE.shape[1], q_RTHE.shape[2], k_RSKE.shape[2]
+    stacked = mask.repeat(*(1,) * (mask.ndim - 2), H // K, 1)
+    z = F.scaled_dot_product_attention(
+        _fold(q_RTHE, K), k_RSKE.transpose(1, 2), v_RSKE.transpose(1, 2), attn_mask=stacked,
+        scale=scale,
+    )
+    return _unfold(z, T)
 
 
 def float32_products(q_RTHE: Tensor, k_RSKE: Tensor, position: Tensor) -> Tensor:

@@ -258,6 +258,39 @@ def test_blocks_have_the_modules_gradients(family):
         assert (given - wanted).abs().max() <= 1e-6 * wanted.std() + 1e-12, name
 
 
+def test_attention_folded_by_groups_equals_the_plain_one():
+    """The form that serves a GPU, run here: rows with one mask, and each with its own."""
+    q = torch.randn(3, 4, 6, 8, dtype=torch.float64)
+    k, v = torch.randn(2, 3, 9, 2, 8, dtype=torch.float64)
+    shared = torch.tensor([2, 5, 6, 8])
+    for position in (shared, torch.stack([shared, shared - 1, shared - 2])):
+        mask = kernels.allowed(position, 9, 4, True)
+        wanted = kernels.sdpa(q, k, v, mask, 0.3)
+        mask = mask[:, None] if mask.ndim == 3 else mask
+        assert (kernels.folded_sdpa(q, k, v, mask, 0.3) - wanted).abs().max() < 1e-12
+
+
+@pytest.mark.parametrize("family", FAMILY_NAMES)
+def test_blocks_mix_no_devices(family):
+    """On another device than the CPU: torch's meta device raises where a CPU tensor meets it."""
+    module = hard_model(family).to("meta")
+    blocks = ModelBlocks(module)
+    with torch.no_grad(), pytest.raises(RuntimeError, match="device"):
+        blocks.embed(torch.zeros(2, dtype=torch.long, device="meta"), torch.arange(2)) + \
+            torch.zeros(48)
+    with torch.no_grad():
+        logits = blocks.forward(torch.zeros(2, 12, dtype=torch.long, device="meta"))
+        assert blocks.device.type == logits.device.type == "meta"
+        assert logits.shape == (2, 12, 97)
+        block, position = blocks.layers[1], torch.empty(2, dtype=torch.long, device="meta")
+        packed = torch.empty(9, dtype=torch.long, device="meta")
+        q, k, v = (y[None] for y in block.qkv(logits.new_empty(9, 48), packed))
+        assert block.attend(q[:, :2], k, v, position).shape == q[:, :2].shape
+        assert block.pattern(q[:, :2], k, position).shape == (1, 6, 2, 9)
+        assert block.queries(logits.new_empty(9, 48), packed).device.type == "meta"
+        assert block.kv(logits.new_empty(9, 48), packed)[0].device.type == "meta"
+
+
 def test_values_do_not_depend_on_whether_a_graph_is_kept():
     """In-place work on fresh tensors must not change a number."""
     for family in FAMILY_NAMES:
@@ -270,23 +303,24 @@ def test_values_do_not_depend_on_whether_a_graph_is_kept():
         assert kept.requires_grad
 
 
-def test_inputs_are_never_changed():
-    for family in FAMILY_NAMES:
-        blocks = ModelBlocks(hard_model(family))
-        block = blocks.layers[0]
-        position = torch.arange(12)
-        x = torch.randn(12, 48)
-        with torch.no_grad():
-            for call in (lambda x: block.qkv(x, position), lambda x: block.kv(x, position),
-                         block.neurons, block.add_attn, block.add_mlp, blocks.unembed):
-                before = x.clone()
-                call(x)
-                assert torch.equal(x, before), family
-            q, k, v = (y[None] for y in block.qkv(x, position))
-            before = [y.clone() for y in (q, k, v)]
-            block.attend(q, k, v, position)
-            block.pattern(q, k, position)
-            assert all(torch.equal(a, b) for a, b in zip((q, k, v), before, strict=True)), family
+@pytest.mark.parametrize("family", FAMILY_NAMES)
+def test_inputs_are_never_changed(family):
+    blocks = ModelBlocks(hard_model(family))
+    block = blocks.layers[0]
+    position = torch.arange(12)
+    x = torch.randn(12, 48)
+    with torch.no_grad():
+        for call in (lambda x: block.qkv(x, position), lambda x: block.kv(x, position),
+                     lambda x: block.queries(x, position), block.neurons, block.add_attn,
+                     block.add_mlp, blocks.unembed):
+            before = x.clone()
+            call(x)
+            assert torch.equal(x, before)
+        q, k, v = (y[None] for y in block.qkv(x, position))
+        before = [y.clone() for y in (q, k, v)]
+        block.attend(q, k, v, position)
+        block.pattern(q, k, position)
+        assert all(torch.equal(a, b) for a, b in zip((q, k, v), before, strict=True))
 
 
 @pytest.mark.parametrize("family", FAMILY_NAMES)
