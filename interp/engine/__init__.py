@@ -11,7 +11,8 @@ from interp.engine.reading import (
     run_reads,
     score_answers,
 )
-from interp.engine.sweeps import Estimate, Sweep, estimate, sweep, undriven
+from interp.engine.sweeps import Estimate, estimate, sweep
+from interp.engine.undriven import Sweep, undriven
 
 __all__ = [
     "METRICS", "Cell", "Estimate", "Metric", "Sweep", "answers", "estimate", "head_writing",

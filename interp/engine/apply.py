@@ -8,7 +8,7 @@ layer only the metric positions go on. Everything is exact; see docs/performance
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +16,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from interp.engine.entering import Entrance, Stages
+from interp.engine.lending import Lender
 from interp.engine.packing import (
     Chunk,
     Entry,
@@ -25,7 +27,6 @@ from interp.engine.packing import (
     all_places,
     metric_queries,
 )
-from interp.engine.plans import ARRAY, SOURCE, ZERO, TokenEdits
 from interp.terms import Block, Blocks
 
 MLP_BYTES = 48 * 2**20
@@ -58,37 +59,35 @@ class PackedPass:
         blocks: the model, layer by layer.
         chunk: rows and their indices.
         arrays: values of edits given as arrays, broadcasting to ``[task prompt, position, …]``.
+        on_layer: told the share of the layers that are done; it may raise to cancel.
     """
 
-    def __init__(self, blocks: Blocks, chunk: Chunk, arrays: Sequence[Any]) -> None:
-        self.blocks, self.chunk = blocks, chunk
-        self.device = blocks.device
-        self.arrays = [torch.as_tensor(a, device=self.device, dtype=blocks.dtype) for a in arrays]
+    def __init__(
+        self, blocks: Blocks, chunk: Chunk, arrays: Sequence[Any],
+        on_layer: Callable[[float], None] = lambda _: None,
+    ) -> None:
+        self.blocks, self.chunk, self.on_layer = blocks, chunk, on_layer
+        self.lender = Lender(chunk, arrays, blocks.device, blocks.dtype)
         self.groups: list[Group] = []
         self.sources = chunk.source_groups()
-        self.moved = torch.zeros(len(chunk.rows), dtype=torch.float64, device=self.device)
 
     def run(self) -> Final:
         """All layers; returns what the final norm reads."""
         ids, places = self.chunk.static_tokens()
-        ids_N, self.static_position = self._index(ids), places
-        x_ND = self.blocks.embed(ids_N, self._index(places))
-        self.embedding = self._embedding(ids_N)
+        ids_N, self.static_position = self.lender.index(ids), places
+        x_ND = self.blocks.embed(ids_N, self.lender.index(places))
+        self.lender.embedding = self._embedding(ids_N)
         entered: tuple[Entry, Tensor] | None = None
         last = self.chunk.n_layers - 1
         for layer, block in enumerate(self.blocks.layers):
             x_ND = self._admit(layer, x_ND, entered)
-            self.places = all_places(self.chunk, self.groups)
-            x_ND = self._edit(layer, "embed", x_ND)
-            x_ND = self._edit(layer, "resid_pre", x_ND)
+            self.places = self.lender.places = all_places(self.chunk, self.groups)
+            x_ND = self.lender.edit(layer, "embed", x_ND)
+            x_ND = self.lender.edit(layer, "resid_pre", x_ND)
             step = self._last_layer if layer == last else self._layer
             x_ND, entered = step(layer, block, x_ND)
+            self.on_layer((layer + 1) / self.chunk.n_layers)
         return self._final(x_ND, entered)
-
-    def _index(self, array: np.ndarray) -> Tensor:
-        return torch.from_numpy(np.ascontiguousarray(array, dtype=np.int64)).to(
-            self.device, non_blocking=True
-        )
 
     def _embedding(self, ids_N: Tensor) -> Tensor | None:
         chunk = self.chunk
@@ -102,12 +101,12 @@ class PackedPass:
         admission = self.chunk.admission(boundary)
         if admission is None:
             return x_ND
-        new_MD = x_ND[self._index(admission.gather)]
+        new_MD = x_ND[self.lender.index(admission.gather)]
         rows, places, values = self._brought(boundary, x_ND, entered)
         if len(rows):
             offset = np.array([admission.offset[r] for r in rows.tolist()])
             index = offset + places - self.chunk.start[rows]
-            new_MD[self._index(index)] = values
+            new_MD[self.lender.index(index)] = values
         pieces, groups, at, taken = [x_ND[: self.chunk.n_static]], [], self.chunk.n_static, 0
         old = {g.start: g for g in self.groups}
         for start in sorted({*old, *admission.groups}):
@@ -138,10 +137,10 @@ class PackedPass:
             edits = self.chunk.edits(boundary, kind, "admit", "all")
             if edits is None:
                 continue
-            stage = self.embedding if kind == "embed" else x_ND
+            stage = self.lender.embedding if kind == "embed" else x_ND
             assert stage is not None
-            row, position, base_index = self._where(edits, here)
-            value, base = self._values(edits, stage, here, base_index)
+            row, position, base_index = self.lender.where(edits, here)
+            value, base = self.lender.values(edits, stage, here, base_index)
             if kind == "embed":
                 value = x_ND[base_index] + (value - base)
             rows.append(row)
@@ -153,112 +152,27 @@ class PackedPass:
             values.append(entered[1])
         return np.concatenate(rows), np.concatenate(places), torch.cat(values)
 
-    # -- the values of edits --------------------------------------------------------------------
-
-    def _where(self, edits: TokenEdits, here: Places) -> tuple[np.ndarray, np.ndarray, Tensor]:
-        row = np.asarray(edits.row)
-        position = np.asarray(edits.position)
-        return row, position, self._index(here.base[self.chunk.prompt[row], position])
-
-    def _values(
-        self, edits: TokenEdits, stage: Tensor, here: Places, current_index: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """New and present value of each edited token; notes how far they are apart."""
-        row, position = np.asarray(edits.row), np.asarray(edits.position)
-        prompt, kind = self.chunk.prompt[row], np.asarray(edits.value)
-        index = np.where(kind == SOURCE, here.source[prompt, position],
-                         here.base[prompt, position])
-        pick = self._picker(edits)
-        return self._resolve(edits, pick(stage, self._index(index)), pick(stage, current_index))
-
-    def _resolve(
-        self, edits: TokenEdits, value: Tensor, current: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """Zeros, arrays and additions in place of lent values; notes how far they move."""
-        row, position = np.asarray(edits.row), np.asarray(edits.position)
-        kind, array = np.asarray(edits.value), np.asarray(edits.array)
-        if (kind == ZERO).any():
-            value[self._index(np.flatnonzero(kind == ZERO))] = 0
-        for a in np.unique(array[kind == ARRAY]):
-            which = np.flatnonzero((kind == ARRAY) & (array == a))
-            value[self._index(which)] = self._given(
-                self.arrays[a], self.chunk.bucket.rows[self.chunk.prompt[row[which]]],
-                position[which], value.shape[1:],
-            )
-        add = np.asarray(edits.add)
-        if add.any():
-            mask = self._index(add).bool().view(-1, *[1] * (value.ndim - 1))
-            value = torch.where(mask, current + value, value)
-        change = (value - current).abs().flatten(1).amax(1).double()
-        self.moved.scatter_reduce_(0, self._index(row), change, "amax")
-        return value, current
-
-    def _picker(self, edits: TokenEdits) -> Any:
-        head, neuron = np.asarray(edits.head), np.asarray(edits.neuron)
-        part = head if (head >= 0).any() else neuron
-        if (part < 0).all():
-            return lambda stage, index: stage[index]
-        part_index = self._index(part)
-        return lambda stage, index: (
-            stage[index, part_index] if stage.ndim > 2 else stage[index, part_index][:, None]
-        )
-
-    def _given(
-        self, array: Tensor, prompt: np.ndarray, position: np.ndarray, shape: torch.Size
-    ) -> Tensor:
-        """Entries of an array that broadcasts to ``[task prompt, position, …]``."""
-        if array.ndim < len(shape) + 2:
-            array = array.reshape(*[1] * (len(shape) + 2 - array.ndim), *array.shape)
-        p = self._index(prompt if array.shape[0] > 1 else np.zeros_like(prompt))
-        t = self._index(position if array.shape[1] > 1 else np.zeros_like(position))
-        return array[p, t].expand(len(prompt), *shape)
-
-    def _edit(self, layer: int, kind: str, stage: Tensor, here: Places | None = None) -> Tensor:
-        """Edits of rows that are live already, on all their tokens of this layer."""
-        here = here or self.places
-        for which in ("head", "neuron", "all"):
-            edits = self.chunk.edits(layer, kind, "live", which)
-            if edits is None:
-                continue
-            source = self.embedding if kind == "embed" else stage
-            assert source is not None
-            row, position = np.asarray(edits.row), np.asarray(edits.position)
-            own = self._index(here.row(row, position))
-            if kind == "embed":
-                base = self._index(here.base[self.chunk.prompt[row], position])
-                value, present = self._values(edits, source, here, base)
-                value = stage[own] + (value - present)
-            else:
-                value, _ = self._values(edits, stage, here, own)
-            if which == "all":
-                stage = stage.index_put((own,), value)
-            else:
-                part = edits.head if which == "head" else edits.neuron
-                value = value[:, 0] if stage.ndim == 2 else value
-                stage = stage.index_put((own, self._index(np.asarray(part))), value)
-        return stage
-
     # -- one layer ------------------------------------------------------------------------------
 
     def _positions(self) -> Tensor:
         length = self.chunk.bucket.length
         parts = [self.static_position]
         parts += [np.tile(np.arange(g.start, length), len(g.rows)) for g in self.groups]
-        return self._index(np.concatenate(parts))
+        return self.lender.index(np.concatenate(parts))
 
     def _layer(
         self, layer: int, block: Block, x_ND: Tensor
     ) -> tuple[Tensor, tuple[Entry, Tensor] | None]:
         q_NHE, k_NKE, v_NKE = block.qkv(x_ND, self._positions())
-        q_NHE = self._edit(layer, "q", q_NHE)
-        k_NKE = self._edit(layer, "k", k_NKE)
-        v_NKE = self._edit(layer, "v", v_NKE)
+        q_NHE = self.lender.edit(layer, "q", q_NHE)
+        k_NKE = self.lender.edit(layer, "k", k_NKE)
+        v_NKE = self.lender.edit(layer, "v", v_NKE)
         z_NHE = torch.empty_like(q_NHE)
         length = self.chunk.bucket.length
         n = len(self.chunk.bucket)
         k_PSKE = k_NKE[: n * length].view(n, length, *k_NKE.shape[1:])
         v_PSKE = v_NKE[: n * length].view(n, length, *v_NKE.shape[1:])
-        every = self._index(np.arange(length))
+        every = self.lender.index(np.arange(length))
         z_NHE[: n * length] = block.attend(
             q_NHE[: n * length].view(n, length, *q_NHE.shape[1:]), k_PSKE, v_PSKE, every
         ).reshape(n * length, *q_NHE.shape[1:])
@@ -267,7 +181,7 @@ class PackedPass:
             own = slice(group.offset, stop)
             keys, values = self._keys(group, k_NKE, v_NKE, k_PSKE, v_PSKE, None)
             q_RTHE = q_NHE[own].view(len(group.rows), group.width, *q_NHE.shape[1:])
-            position = self._index(np.arange(group.start, group.start + group.width))
+            position = self.lender.index(np.arange(group.start, group.start + group.width))
             z_NHE[own] = block.attend(q_RTHE, keys, values, position).reshape(
                 -1, *q_NHE.shape[1:]
             )
@@ -285,11 +199,11 @@ class PackedPass:
         v_RSKE = v_NKE[group.offset : stop].view(shape)
         prompts = group.prompts
         if members is not None and len(members) < len(group.rows):
-            chosen = self._index(members)
+            chosen = self.lender.index(members)
             k_RSKE, v_RSKE, prompts = k_RSKE[chosen], v_RSKE[chosen], prompts[members]
         if group.start == 0:
             return k_RSKE, v_RSKE
-        who = self._index(prompts)
+        who = self.lender.index(prompts)
         return (
             torch.cat([k_PSKE[who, : group.start], k_RSKE], 1),
             torch.cat([v_PSKE[who, : group.start], v_RSKE], 1),
@@ -300,13 +214,14 @@ class PackedPass:
     ) -> tuple[Tensor, tuple[Entry, Tensor] | None]:
         """As ``_layer``, but behind the keys and values only the metric tokens go on."""
         k_NKE, v_NKE = block.kv(x_ND, self._positions())
-        k_NKE = self._edit(layer, "k", k_NKE)
-        v_NKE = self._edit(layer, "v", v_NKE)
+        k_NKE = self.lender.edit(layer, "k", k_NKE)
+        v_NKE = self.lender.edit(layer, "v", v_NKE)
         tokens, positions, queries, here, self.source_at = metric_queries(
             self.chunk, self.groups, self.places
         )
-        x_MD = x_ND[self._index(tokens)]
-        q_MHE = self._edit(layer, "q", block.queries(x_MD, self._index(positions)), here)
+        x_MD = x_ND[self.lender.index(tokens)]
+        q_MHE = block.queries(x_MD, self.lender.index(positions))
+        q_MHE = self.lender.edit(layer, "q", q_MHE, here)
         length, n = self.chunk.bucket.length, len(self.chunk.bucket)
         k_PSKE = k_NKE[: n * length].view(n, length, *k_NKE.shape[1:])
         v_PSKE = v_NKE[: n * length].view(n, length, *v_NKE.shape[1:])
@@ -317,7 +232,7 @@ class PackedPass:
             own = slice(query.offset, query.offset + rows * width)
             z_MHE[own] = block.attend(
                 q_MHE[own].view(rows, width, *q_MHE.shape[1:]), keys, values,
-                self._index(query.position),
+                self.lender.index(query.position),
             ).reshape(-1, *q_MHE.shape[1:])
         self.places = here
         return self._tail(layer, block, x_MD, z_MHE, here)
@@ -328,7 +243,7 @@ class PackedPass:
         if query.group is None:
             if len(query.members) == len(k_PSKE):
                 return k_PSKE, v_PSKE
-            who = self._index(query.members)
+            who = self.lender.index(query.members)
             return k_PSKE[who], v_PSKE[who]
         return self._keys(query.group, k_NKE, v_NKE, k_PSKE, v_PSKE, query.members)
 
@@ -336,17 +251,17 @@ class PackedPass:
         self, layer: int, block: Block, x_ND: Tensor, z_NHE: Tensor, here: Places
     ) -> tuple[Tensor, tuple[Entry, Tensor] | None]:
         """From the heads' outputs to the next residual, with the tokens entering on the way."""
-        z_NHE = self._edit(layer, "z", z_NHE, here)
+        z_NHE = self.lender.edit(layer, "z", z_NHE, here)
         sum_ND = block.attn_sum(z_NHE)
-        added_ND = self._edit(layer, "attn_out", block.add_attn(sum_ND), here)
+        added_ND = self.lender.edit(layer, "attn_out", block.add_attn(sum_ND), here)
         mid_ND = x_ND + added_ND
         entry = self.chunk.entry(layer)
-        new_MD = None
+        entrance = new_MD = None
         if entry is not None:
-            new_MD = self._enter_mid(layer, block, entry, x_ND, z_NHE, sum_ND, added_ND, mid_ND,
-                                     here)
+            entrance = Entrance(self.lender, layer, block, entry, here)
+            new_MD = entrance.mid(Stages(x_ND, z_NHE, sum_ND, added_ND, mid_ND))
         if not block.parallel:
-            mid_ND = self._edit(layer, "resid_mid", mid_ND, here)
+            mid_ND = self.lender.edit(layer, "resid_mid", mid_ND, here)
         read_ND = x_ND if block.parallel else mid_ND
         n_mid = 0 if entry is None or block.parallel else entry.n_mid
         if new_MD is not None and n_mid:
@@ -354,15 +269,13 @@ class PackedPass:
         mlp_ND = self._mlp(block, read_ND)
         fresh_MD = mlp_ND[len(mlp_ND) - n_mid :]
         mlp_ND = mlp_ND[: len(mlp_ND) - n_mid]
-        mlp_ND = self._edit_neurons(layer, block, read_ND, mlp_ND, here)
-        mlp_ND = self._edit(layer, "mlp_out", mlp_ND, here)
+        mlp_ND = self.lender.edit_neurons(layer, block, read_ND, mlp_ND, here)
+        mlp_ND = self.lender.edit(layer, "mlp_out", mlp_ND, here)
         out_ND = mid_ND + mlp_ND
-        out_ND = self._edit(layer, "resid_post", out_ND, here)
-        if entry is None or new_MD is None:
+        out_ND = self.lender.edit(layer, "resid_post", out_ND, here)
+        if entry is None or entrance is None or new_MD is None:
             return out_ND, None
-        new_MD = self._enter_post(layer, block, entry, new_MD, fresh_MD, read_ND, mlp_ND, out_ND,
-                                  here)
-        return out_ND, (entry, new_MD)
+        return out_ND, (entry, entrance.post(new_MD, fresh_MD, read_ND, mlp_ND, out_ND))
 
     def _mlp(self, block: Block, read_ND: Tensor) -> Tensor:
         """What the MLP adds, in slices, so that the neurons of all tokens never stand at once."""
@@ -375,141 +288,6 @@ class PackedPass:
             part = read_ND[i : i + step]
             out[i : i + step] = block.add_mlp(block.mlp_sum(block.neurons(part)))
         return out
-
-    # -- rows entering behind attention or the MLP ----------------------------------------------
-
-    def _slots(self, entry: Entry, edits: TokenEdits) -> Tensor:
-        """Index among the entry's tokens of each edited token."""
-        where = {t: i for i, t in enumerate(zip(entry.row.tolist(), entry.position.tolist(),
-                                                strict=True))}
-        pairs = zip(edits.row, edits.position, strict=True)
-        return self._index(np.array([where[t] for t in pairs]))
-
-    def _enter_mid(
-        self, layer: int, block: Block, entry: Entry, x_ND: Tensor, z_NHE: Tensor,
-        sum_ND: Tensor, added_ND: Tensor, mid_ND: Tensor, here: Places,
-    ) -> Tensor:
-        """Residual after attention of the entering tokens, as far as it is edited."""
-        base = self._index(here.base[self.chunk.prompt[entry.row], entry.position])
-        if not entry.n_mid:
-            return mid_ND[base]
-        added_MD = added_ND[base]
-        heads = self._enter_heads(layer, block, entry, z_NHE, sum_ND, here, base)
-        if heads is not None:
-            touched, value = heads
-            added_MD[touched] = value
-        edits = self.chunk.edits(layer, "attn_out", "entry", "all")
-        if edits is not None:
-            slots = self._slots(entry, edits)
-            value, _ = self._values(edits, added_ND, here, base[slots])
-            added_MD[slots] = value
-        mid_MD = x_ND[base] + added_MD
-        edits = self.chunk.edits(layer, "resid_mid", "entry", "all")
-        if edits is not None:
-            slots = self._slots(entry, edits)
-            value, _ = self._values(edits, mid_ND, here, base[slots])
-            mid_MD[slots] = value
-        return mid_MD
-
-    def _enter_heads(
-        self, layer: int, block: Block, entry: Entry, z_NHE: Tensor, sum_ND: Tensor,
-        here: Places, base: Tensor,
-    ) -> tuple[Tensor, Tensor] | None:
-        """What attention adds after head edits: the change of z times W_O joins the sum."""
-        touched = []
-        sum_MD = None
-        edits = self.chunk.edits(layer, "z", "entry", "all")
-        if edits is not None:
-            slots = self._slots(entry, edits)
-            value, _ = self._values(edits, z_NHE, here, base[slots])
-            sum_MD = sum_ND[base]
-            sum_MD[slots] = block.attn_sum(value)
-            touched.append(slots)
-        edits = self.chunk.edits(layer, "z", "entry", "head")
-        if edits is not None:
-            slots = self._slots(entry, edits)
-            value, present = self._values(edits, z_NHE, here, base[slots])
-            sum_MD = sum_ND[base] if sum_MD is None else sum_MD
-            heads = np.asarray(edits.head)
-            change = value - present
-            for head in np.unique(heads):
-                which = self._index(np.flatnonzero(heads == head))
-                write = block.head_write(change[which], int(head))
-                sum_MD.index_add_(0, slots[which], write)
-            touched.append(slots)
-        if sum_MD is None:
-            return None
-        which = torch.cat(touched).unique()
-        return which, block.add_attn(sum_MD[which])
-
-    def _enter_post(
-        self, layer: int, block: Block, entry: Entry, mid_MD: Tensor, fresh_MD: Tensor,
-        read_ND: Tensor, mlp_ND: Tensor, out_ND: Tensor, here: Places,
-    ) -> Tensor:
-        """Next residual of the entering tokens."""
-        base = self._index(here.base[self.chunk.prompt[entry.row], entry.position])
-        mlp_MD = mlp_ND[base]
-        mlp_MD[: len(fresh_MD)] = fresh_MD
-        edits = self.chunk.edits(layer, "mlp_post", "entry", "neuron")
-        if edits is not None:
-            slots, inverse = np.unique(self._slots(entry, edits).cpu().numpy(),
-                                       return_inverse=True)
-            tokens = self._index(slots)
-            lone = mid_MD[tokens] if not block.parallel else read_ND[base[tokens]]
-            mlp_MD[tokens] = self._with_neurons(block, edits, lone, read_ND, here, inverse)
-        edits = self.chunk.edits(layer, "mlp_out", "entry", "all")
-        if edits is not None:
-            slots = self._slots(entry, edits)
-            value, _ = self._values(edits, mlp_ND, here, base[slots])
-            mlp_MD[slots] = value
-        out_MD = mid_MD + mlp_MD
-        edits = self.chunk.edits(layer, "resid_post", "entry", "all")
-        if edits is not None:
-            slots = self._slots(entry, edits)
-            value, _ = self._values(edits, out_ND, here, base[slots])
-            out_MD[slots] = value
-        return out_MD
-
-    def _with_neurons(
-        self, block: Block, edits: TokenEdits, read_MD: Tensor, read_ND: Tensor, here: Places,
-        token: np.ndarray,
-    ) -> Tensor:
-        """What the MLP adds to tokens whose neurons are edited.
-
-        Args:
-            block: the layer.
-            edits: of single neurons; several may fall on one token.
-            read_MD: what the MLP reads at each edited token (each once).
-            read_ND: what it reads at every packed token, where lent values come from.
-            here: where those lie.
-            token: index in ``read_MD`` of each edit.
-        """
-        row, position = np.asarray(edits.row), np.asarray(edits.position)
-        prompt, kind = self.chunk.prompt[row], np.asarray(edits.value)
-        lent = np.where(kind == SOURCE, here.source[prompt, position],
-                        here.base[prompt, position])
-        neurons_MF = block.neurons(read_MD)
-        lenders, inverse = np.unique(lent, return_inverse=True)
-        lent_LF = block.neurons(read_ND[self._index(lenders)])
-        part, own = self._index(np.asarray(edits.neuron)), self._index(token)
-        value, _ = self._resolve(
-            edits, lent_LF[self._index(inverse), part][:, None], neurons_MF[own, part][:, None]
-        )
-        neurons_MF = neurons_MF.index_put((own, part), value[:, 0])
-        return block.add_mlp(block.mlp_sum(neurons_MF))
-
-    def _edit_neurons(
-        self, layer: int, block: Block, read_ND: Tensor, mlp_ND: Tensor, here: Places
-    ) -> Tensor:
-        """Neuron edits of live rows: their tokens' MLP is computed again."""
-        edits = self.chunk.edits(layer, "mlp_post", "live", "neuron")
-        if edits is None:
-            return mlp_ND
-        own = here.row(np.asarray(edits.row), np.asarray(edits.position))
-        tokens, inverse = np.unique(own, return_inverse=True)
-        index = self._index(tokens)
-        value = self._with_neurons(block, edits, read_ND[index], read_ND, here, inverse)
-        return mlp_ND.index_put((index,), value)
 
     # -- behind the last layer ------------------------------------------------------------------
 
@@ -528,5 +306,5 @@ class PackedPass:
             for r, p, i in zip(entry.row, entry.position, index, strict=True):
                 row[r, at[r] == p] = i
             out_MD = torch.cat([out_MD, value])
-        return Final(out_MD, base, self.source_at, row, self.moved.cpu().numpy())
+        return Final(out_MD, base, self.source_at, row, self.lender.moved.cpu().numpy())
 

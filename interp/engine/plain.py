@@ -84,7 +84,7 @@ def patched_logits(
         sites = {e.site.whole for e in cell.edits if _lent(e)}
         reads = model.run(bucket.source, read=sorted(sites, key=str)).reads
     every = np.arange(len(bucket))
-    places = [[positions_of(e.site, bucket, i, pairs) for i in every] for e in cell.edits]
+    places = [[positions_of(e.site, bucket, int(i), pairs) for i in every] for e in cell.edits]
     groups = [every] if all(map(_alike, places)) else [every[i : i + 1] for i in every]
     parts = []
     for rows in groups:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -24,49 +25,18 @@ from interp.engine.costs import (
 )
 from interp.engine.metrics import Metric, Targets, check_metric, metric_named, targets_of
 from interp.engine.packing import Chunk, chunk_of
-from interp.engine.plain import plain_metrics, plain_source
-from interp.engine.plans import DRIVEN, Cell, Plan, Row, make_plan
+from interp.engine.plans import Cell, Plan, Row, make_plan
+from interp.engine.undriven import Sweep, plain_sweep, undriven
 from interp.terms import (
     Blocks,
-    CapabilityError,
     Context,
     HookedModel,
     PromptPairs,
     TooLargeError,
 )
 
-PLAIN_CELLS = 8
 LOGIT_BYTES = 64 * 2**20
 """Logits of the whole vocabulary stand for at most this many bytes at a time."""
-
-
-@dataclass(eq=False)
-class Sweep:
-    """What a sweep measured.
-
-    Args:
-        patched: metric of each cell, ``[cell, prompt]``; NaN where undefined.
-        base: metric of the base run, ``[prompt]``; source: of the source run.
-        inert: cells that cannot change the metric (their value is the base's), ``[cell, prompt]``.
-        undefined: cells without a counterpart in the source run, ``[cell, prompt]``.
-        moved: largest absolute change of the edited values, ``[cell, prompt]``.
-        telling: cells whose value must change, as the runs' tokens differ there.
-        noise: largest deviation of a self-patched row from its base row, in the metric's unit.
-        chunks: rows of each chunk, in order.
-        flops: planned FLOPs; naive: FLOPs of one full forward a row.
-    """
-
-    patched: np.ndarray
-    base: np.ndarray
-    source: np.ndarray
-    inert: np.ndarray
-    undefined: np.ndarray
-    moved: np.ndarray
-    telling: np.ndarray
-    noise: float = 0.0
-    chunks: list[int] = field(default_factory=list)
-    flops: float = 0.0
-    naive: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -126,51 +96,75 @@ class _Work:
     # -- chunks ---------------------------------------------------------------------------------
 
     def chunks(self, limit: float, seconds: float) -> Iterator[tuple[int, list[int]]]:
-        """(plan, row numbers) of each chunk: within the memory and about the time given."""
+        """(plan, row numbers) of each chunk: within the memory and about the time given.
+
+        Prompts stay whole where they can, since each chunk runs its base and source runs itself;
+        a prompt that takes longer is cut into parts of about equal cost.
+        """
         rate = 0.6 * memory.matmul_rate(
             self.blocks.device, self.blocks.dtype, self.shape.d_model
         )
         for p, plan in enumerate(self.plans):
             flops = [row_flops(row, plan, self.shape, self.gated) for row in plan.rows]
-            order = sorted(
-                range(len(plan.rows)), key=lambda r: (plan.rows[r].prompt, plan.rows[r].start)
-            )
             waiting: list[int] = []
-            total = Cost(0.0, 0.0, 0)
-            for r in order:
-                new = plan.rows[r].prompt != plan.rows[waiting[-1]].prompt if waiting else True
-                grown = self._grown(total, plan, plan.rows[r], flops[r], new)
-                if waiting and self._too_much(grown, plan, waiting, limit, rate * seconds):
+            for prompt in range(len(plan.bucket)):
+                own = [r for r, row in enumerate(plan.rows) if row.prompt == prompt]
+                own.sort(key=lambda r: plan.rows[r].start)
+                if waiting and not self._fits(plan, waiting + own, flops, limit, rate * seconds):
                     yield p, waiting
                     waiting = []
-                    grown = self._grown(Cost(0.0, 0.0, 0), plan, plan.rows[r], flops[r], True)
-                waiting.append(r)
-                total = grown
+                if waiting or self._fits(plan, own, flops, limit, rate * seconds):
+                    waiting += own
+                    continue
+                for part in self._parts(plan, own, flops, limit, rate * seconds):
+                    yield p, part
             if waiting:
                 yield p, waiting
 
-    def _grown(self, cost: Cost, plan: Plan, row: Row, flops: float, new_prompt: bool) -> Cost:
-        length = plan.bucket.length
-        runs = 2 * length if new_prompt else 0
-        flops += runs * self.shape.n_layers * layer_flops(self.shape, self.gated)[0]
-        flops += 2 * self.shape.d_model * self.columns * plan.bucket.at.shape[1]
-        return Cost(cost.flops + flops, cost.tokens + runs + length - row.start, cost.rows + 1)
-
-    def _too_much(
-        self, cost: Cost, plan: Plan, rows: list[int], limit: float, flops: float
+    def _fits(
+        self, plan: Plan, rows: list[int], flops: list[float], limit: float, budget: float
     ) -> bool:
-        if bytes_of(cost, plan.bucket.length, self.shape, self.itemsize) > limit:
-            return True
-        prompts = plan.rows[rows[-1]].prompt - plan.rows[rows[0]].prompt + 1
-        return cost.flops > flops and cost.tokens > 8 * prompts * plan.bucket.length
+        cost = self._cost(plan, rows, flops)
+        peak = bytes_of(cost, plan.bucket.length, self.shape, self.itemsize)
+        return peak <= limit and cost.flops <= 1.25 * budget
+
+    def _parts(
+        self, plan: Plan, rows: list[int], flops: list[float], limit: float, budget: float
+    ) -> Iterator[list[int]]:
+        """One prompt's rows in parts; never so small that the runs outweigh them."""
+        cost = self._cost(plan, rows, flops)
+        runs = 2 * plan.bucket.length
+        by_time = min(cost.flops / budget, cost.tokens / (24 * runs))
+        fixed = bytes_of(Cost(0, runs, 0), plan.bucket.length, self.shape, self.itemsize)
+        peak = bytes_of(cost, plan.bucket.length, self.shape, self.itemsize)
+        by_memory = (peak - fixed) / max(limit - fixed, 1.0)
+        count = min(len(rows), max(1, math.ceil(max(by_time, by_memory))))
+        weight = np.cumsum([flops[r] + 1.0 for r in rows])
+        share = np.minimum((weight - weight[0]) * count / weight[-1], count - 1).astype(int)
+        for part in range(count):
+            chosen = [r for r, s in zip(rows, share, strict=True) if s == part]
+            if chosen:
+                yield chosen
+
+    def _cost(self, plan: Plan, rows: list[int], flops: list[float]) -> Cost:
+        """Cost of these rows with their base and source runs."""
+        length = plan.bucket.length
+        runs = 2 * length * len({plan.rows[r].prompt for r in rows})
+        total = sum(flops[r] for r in rows)
+        total += runs * self.shape.n_layers * layer_flops(self.shape, self.gated)[0]
+        total += 2 * self.shape.d_model * self.columns * plan.bucket.at.shape[1] * len(rows)
+        tokens = runs + sum(length - plan.rows[r].start for r in rows)
+        return Cost(total, tokens, len(rows))
 
     # -- running --------------------------------------------------------------------------------
 
-    def measure(self, plan: Plan, rows: list[Row]) -> dict[str, np.ndarray]:
-        """One chunk: metrics of its rows, base and source runs."""
+    def measure(
+        self, plan: Plan, rows: list[Row], on_layer: Callable[[float], None] = lambda _: None
+    ) -> dict[str, np.ndarray]:
+        """One chunk: metrics of its rows, base and source runs; ``on_layer`` hears its share."""
         chunk = chunk_of(rows, plan.bucket, self.shape.n_layers)
         with torch.no_grad():
-            final = PackedPass(self.blocks, chunk, self.arrays).run()
+            final = PackedPass(self.blocks, chunk, self.arrays, on_layer).run()
             return self._scores(chunk, final)
 
     def _scores(self, chunk: Chunk, final: Final) -> dict[str, np.ndarray]:
@@ -267,7 +261,7 @@ def sweep(
     why = undriven(model, cells)
     if why:
         context.note("slow path", f"{why} Each cell is one whole forward pass.")
-        return _plain_sweep(model, pairs, cells, chosen, context, direction, at, on_chunk)
+        return plain_sweep(model, pairs, cells, chosen, context, direction, at, on_chunk)
     work = _Work(model, pairs, cells, chosen, direction, at, nulls)
     partition = _partition(work, context, seconds)
     plans, total = work.plans, 0.0
@@ -284,7 +278,12 @@ def sweep(
     for i, ((p, rows), flops) in enumerate(zip(partition, costs, strict=True)):
         found = context.load_chunk(f"sweep-{i}")
         if found is None:
-            found = _measured(work, plans[p], rows, context)
+            at_start, share = done, flops
+
+            def on_layer(part: float, at_start: float = at_start, share: float = share) -> None:
+                context.advance(at_start + part * share, total)
+
+            found = _measured(work, plans[p], rows, context, on_layer)
             context.save_chunk(f"sweep-{i}", found)
         work.keep(plans[p], rows, found)
         done += flops
@@ -294,49 +293,6 @@ def sweep(
     context.note("partition", work.sweep.chunks)
     context.note("flops", total)
     return work.sweep
-
-
-def undriven(model: HookedModel, cells: Sequence[Cell]) -> str:
-    """Why the packed engine cannot measure these cells on this model; empty if it can."""
-    kinds = {e.site.kind for c in cells for e in c.edits} - set(DRIVEN)
-    if kinds:
-        return f"The packed engine does not edit {', '.join(sorted(kinds))}."
-    if any(e.reader is not None for c in cells for e in c.edits):
-        return "The packed engine does not edit one reader's copy."
-    try:
-        model.blocks  # noqa: B018
-    except CapabilityError as error:
-        return error.message
-    return ""
-
-
-def _plain_sweep(
-    model: HookedModel, pairs: PromptPairs, cells: Sequence[Cell], metric: Metric,
-    context: Context, direction: str, at: int | str, on_chunk: Any,
-) -> Sweep:
-    """The same result by one whole forward pass a cell, for models that cannot be driven."""
-    shape = (len(cells), len(pairs))
-    base = plain_metrics(model, pairs, [Cell(())], metric, direction=direction, at=at)[0]
-    again = plain_metrics(model, pairs, [Cell(())], metric, direction=direction, at=at)[0]
-    source = plain_source(model, pairs, metric, direction=direction, at=at)
-    found = Sweep(
-        np.full(shape, np.nan), base, source, np.zeros(shape, bool), np.zeros(shape, bool),
-        np.ones(shape), np.ones(shape, bool), noise=float(np.abs(base - again).max()),
-    )
-    for i in range(0, len(cells), PLAIN_CELLS):
-        part = cells[i : i + PLAIN_CELLS]
-        kept = context.load_chunk(f"plain-{i}")
-        if kept is None:
-            kept = {"patched": plain_metrics(model, pairs, part, metric, direction=direction,
-                                             at=at)}
-            context.save_chunk(f"plain-{i}", kept)
-        found.patched[i : i + len(part)] = kept["patched"]
-        found.chunks.append(len(part) * len(pairs))
-        context.advance(i + len(part), len(cells))
-        if on_chunk is not None:
-            on_chunk(found)
-    found.undefined = np.isnan(found.patched)
-    return found
 
 
 def _partition(work: _Work, context: Context, seconds: float) -> list[tuple[int, list[int]]]:
@@ -359,11 +315,11 @@ def _partition(work: _Work, context: Context, seconds: float) -> list[tuple[int,
 
 
 def _measured(
-    work: _Work, plan: Plan, rows: list[int], context: Context
+    work: _Work, plan: Plan, rows: list[int], context: Context, on_layer: Callable[[float], None]
 ) -> dict[str, np.ndarray]:
     """One chunk; in halves where memory runs out."""
     try:
-        return work.measure(plan, [plan.rows[r] for r in rows])
+        return work.measure(plan, [plan.rows[r] for r in rows], on_layer)
     except (RuntimeError, MemoryError) as error:
         if not memory.out_of_memory(error):
             raise
@@ -376,7 +332,8 @@ def _measured(
     half = len(rows) // 2
     context.note("out_of_memory", f"chunk halved to {half} rows, continuing")
     return _joined([
-        _measured(work, plan, rows[:half], context), _measured(work, plan, rows[half:], context)
+        _measured(work, plan, rows[:half], context, on_layer),
+        _measured(work, plan, rows[half:], context, on_layer),
     ])
 
 

@@ -12,7 +12,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from interp.engine import Cell, estimate, sweep
+from interp.engine import Cell, estimate, sweep, undriven
 from interp.engine import sweeps as sweeps_module
 from interp.terms import CancelledError, Edit, PromptPairs, Site, TooLargeError
 from tests.checkpoints import FAMILY_NAMES
@@ -243,10 +243,10 @@ def test_memory_running_out_halves_the_chunk_and_changes_nothing(
     whole = sweep(model, pairs, cells, Remembering())
     measure = sweeps_module._Work.measure
 
-    def scarce(self: Any, plan: Any, rows: Any) -> Any:
+    def scarce(self: Any, plan: Any, rows: Any, on_layer: Any) -> Any:
         if len(rows) > 20:
             raise torch.OutOfMemoryError("injected")
-        return measure(self, plan, rows)
+        return measure(self, plan, rows, on_layer)
 
     monkeypatch.setattr(sweeps_module._Work, "measure", scarce)
     context = Remembering()
@@ -272,7 +272,7 @@ def test_a_resumed_sweep_computes_only_what_is_missing(models: Any) -> None:
     pairs = pairs_for(VOCAB)
     cells = [cell("resid_pre", n, p) for n in range(4) for p in range(9)]
     whole = sweep(model, pairs, cells, Remembering(memory=200_000))
-    broken = Remembering(memory=200_000, cancel_after=3)
+    broken = Remembering(memory=200_000, cancel_after=13)
     with pytest.raises(CancelledError):
         sweep(model, pairs, cells, broken)
     done = {k for k in broken.saved if k.startswith("sweep")}
@@ -412,4 +412,4 @@ def test_a_model_that_cannot_be_driven_takes_the_plain_path() -> None:
         def blocks(self) -> Any:
             raise CapabilityError("Its layers cannot be driven.")
 
-    assert sweeps_module.undriven(Undriven(), [cell("z", 0)]) == "Its layers cannot be driven."
+    assert undriven(Undriven(), [cell("z", 0)]) == "Its layers cannot be driven."
