@@ -11,7 +11,6 @@ from dash import html
 from apps.workbench.bench import bench
 from interp import forms
 
-
 FIRST = ("site", "axes", "direction", "with_", "metric")
 """Knobs in the order in which a person decides them; the others follow as they come."""
 

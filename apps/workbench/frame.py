@@ -156,23 +156,29 @@ def entry(axis: str, label: Any) -> str:
     return f"{axis} {label}" if isinstance(label, (int, float)) else str(label)
 
 
-def graph(ident: dict[str, Any], figure: Any, *, keys: bool = True) -> html.Div:
-    """A figure and the focusable grid over it."""
+def graph(ident: dict[str, Any], figure: Any, *, opens: bool = True) -> html.Div:
+    """A figure and the focusable grid over it.
+
+    Args:
+        ident: the id of the graph.
+        figure: what it shows.
+        opens: whether Enter opens a cell.
+    """
     target = json.dumps(ident, sort_keys=True, separators=(",", ":"))
     cell = html.Div(html.Div(role="gridcell"), role="row", className="sr-only")
+    spoken = ((figure.layout.meta or {}).get("alt") or "figure") if figure is not None else ""
     layer = html.Div(
         [html.Div(className="cursor"), cell], className="grid-layer", role="grid", tabIndex=0,
-        **{"aria-label": "The figure as a grid: arrows move, Enter opens the cell",
+        **{"aria-label": f"{spoken} Arrows move" + (", Enter opens the cell." if opens else "."),
            "data-target": target},
     )
-    words = [html.Kbd(w) if i % 2 else w for i, w in enumerate(KEYS)]
-    return html.Div(
-        [
-            html.Div([dcc.Graph(id=ident, figure=figure, config=CONFIG, responsive=True),
-                      layer if keys else None], className="figure"),
-            html.Div(words, className="keys") if keys else None,
-        ],
-    )
+    words = KEYS if opens else (*KEYS[:2], " move, ", *KEYS[5:])
+    hints = [html.Kbd(w) if i % 2 else w for i, w in enumerate(words)]
+    return html.Div([
+        html.Div([dcc.Graph(id=ident, figure=figure, config=CONFIG, responsive=True), layer],
+                 className="figure"),
+        html.Div(hints, className="keys"),
+    ])
 
 
 def draw(result: Any, var: str, place: Mapping[str, Any], dark: bool) -> Any:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import logging
+import re
 import secrets
 from collections.abc import Callable
 from functools import wraps
 from typing import Any
 from urllib.parse import urlencode
 
-from dash import dcc, get_relative_path, html
+from dash import ctx, dcc, get_relative_path, html
+from dash.exceptions import MissingCallbackContextException
 
 import interp
 
@@ -70,12 +72,25 @@ def shown(layout: Callable[..., Any]) -> Callable[..., Any]:
     @wraps(layout)
     def safe(**query: Any) -> Any:
         try:
-            return layout(**query)
+            return layout(**{**query, **named_in_path()})
         except Exception as error:  # the page must come up whatever the link says
             return page("This page could not be shown", "", tell(error),
                         dcc.Link("Back to the first page", href=link("/"), className="button"))
 
     return safe
+
+
+PLACES = {"run": "run_id", "job": "job_id", "method": "name"}
+
+
+def named_in_path() -> dict[str, str]:
+    """What the path itself names, so that a key of the query never stands in for it."""
+    try:
+        path = str(ctx.inputs.get("_pages_location.pathname", ""))
+    except MissingCallbackContextException:  # a layout that is called by itself
+        return {}
+    match = re.search(r"/(run|job|method)/([^/]+)/?$", path)
+    return {PLACES[match[1]]: match[2]} if match else {}
 
 
 def query_of(**query: Any) -> str:

@@ -160,7 +160,7 @@ def seconds(value: float) -> str:
 
 COSTS: tuple[tuple[str, str, Callable[[Any], str]], ...] = (
     ("cells", "cells", lambda v: f"{v:,.0f}"), ("prompts", "pairs", lambda v: f"{v:,.0f}"),
-    ("rows", "patched runs", lambda v: f"{v:,.0f}"), ("memory_bytes", "memory", size),
+    ("rows", "patched runs", lambda v: f"{v:,.0f}"), ("bytes", "memory", size),
     ("seconds", "time", seconds),
 )
 

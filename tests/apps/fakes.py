@@ -5,13 +5,15 @@ from __future__ import annotations
 import itertools
 import threading
 import time
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import xarray as xr
 
+from interp.results import Result
 from interp.store import Record, Store
-from interp.terms import Check, PromptPairs, UsageError
+from interp.terms import Check, PromptPairs, UsageError, task_to_json
 
 HOSTILE = ("</script><img src=x onerror=window.__pwn=1>", "<s>", "&lt;", "%{z}", "\u202eevil",
            "\n", "a", "a", "", "<b>x</b>", "$$x$$", "\x07")
@@ -134,7 +136,8 @@ class FakeQueue:
             "toy_method": {"title": "Toy method", "question": "Does a page appear by itself?",
                            "schema": TOY, "needs": [], "accepts": ["PromptPairs"],
                            "family": "toy", "citations": []},
-            "next_tokens": {"title": "Next tokens", "schema": TOY, "family": "explore"},
+            "pair_check": {"title": "Pair check", "schema": TOY},
+            "verify_cell": {"title": "Verify a cell", "schema": TOY},
         }}
 
     def worker(self) -> Any:
@@ -187,16 +190,23 @@ class FakeQueue:
         data["effect"] = data["effect"].where(data["layer"] < reached)
         return data
 
+    def kill(self, job_id: str) -> None:
+        self.rows[job_id]["state"] = "interrupted"
+
     def request(self, kind: str, payload: dict[str, Any], timeout: float = 10) -> dict[str, Any]:
         self.asked.append((kind, payload))
         return ANSWERS[kind](payload)
+
+    def measure(self, method: str, fields: dict[str, Any], **more: Any) -> Any:
+        self.asked.append((method, dict(fields)))
+        return Result(MEASURED[method](fields), spec(), {}, (), None)
 
 
 def describe(_payload: dict[str, Any]) -> dict[str, Any]:
     """A model with one 'no'."""
     return {
         "id": "zoo:ioi", "weight_hash": "ab" * 32, "backend": "transformer_lens",
-        "dtype": "float32", "device": "cpu",
+        "dtype": "float32", "device": "cpu", "tokenizer": True, "default_bos": False,
         "shape": {"n_layers": 4, "n_heads": 4, "n_kv_heads": 4, "d_model": 128, "d_head": 32,
                   "d_mlp": 512, "vocab": 640, "n_ctx": 64, "n_params": 1_000_000,
                   "architecture": "GPT2LMHeadModel"},
@@ -206,8 +216,83 @@ def describe(_payload: dict[str, Any]) -> dict[str, Any]:
         "capabilities": [
             {"name": "resid_pre", "ok": True, "reason": ""},
             {"name": "q_norm_scale", "ok": False, "reason": "this family has no query norm"}],
-        "versions": {"torch": "2.13.0"},
     }
 
 
-ANSWERS = {"describe_model": describe}
+def task_answer(task: PromptPairs) -> dict[str, Any]:
+    """What the worker says of a task."""
+    tokens = {"clean": [list(r) for r in task.clean_text], "answers": {}}
+    return {"task": task_to_json(task), "ref": task.ref, "name": task.name, "tokens": tokens}
+
+
+def made(payload: dict[str, Any]) -> dict[str, Any]:
+    """A typed pair, a token a character of the hostile list."""
+    n = len(HOSTILE)
+    texts = ((*HOSTILE,),)
+    other = ((*HOSTILE[:-1], "<i>"),)
+    task = PromptPairs((tuple(range(n)),), ((*range(n - 1), 99),), ((1,),), ((2,),),
+                       clean_text=texts, corrupt_text=other,
+                       answer_text={1: HOSTILE[0], 2: HOSTILE[1]}, name=HOSTILE[0])
+    return task_answer(task)
+
+
+def tops(sides: tuple[str, ...]) -> xr.Dataset:
+    """Likely tokens of two prompts on some sides."""
+    shape = (len(sides), 2, 6)
+    dims = ("side", "prompt", "top")
+    named = {"units": "1", "signed": 0}
+    return xr.Dataset(
+        {"token_id": (dims, np.broadcast_to(np.arange(6), shape), {**named, "long_name": "token"}),
+         "probability": (dims, np.broadcast_to(np.array([.5, .2, .1, .1, .05, .05]), shape),
+                         {**named, "long_name": "probability"})},
+        coords={"side": list(sides), "prompt": [0, 1]})
+
+
+def pair_check(_fields: dict[str, Any]) -> xr.Dataset:
+    """Metrics on both sides beside the likely tokens."""
+    return tops(("clean", "corrupt")).assign(logit_diff=(
+        ("side", "prompt"), np.array([[5.0, 4.0], [-5.0, -4.0]]),
+        {"units": "logit", "signed": 1, "long_name": "logit difference"}))
+
+
+def verified(fields: dict[str, Any]) -> xr.Dataset:
+    """The same number as in the grid."""
+    cell = dataset()["effect"].sel(layer=fields["layer"], position=fields["position"])
+    return tops(("clean", "patched", "corrupt")).assign(effect=((), float(cell), cell.attrs))
+
+
+def patterns(fields: dict[str, Any]) -> xr.Dataset:
+    """Causal patterns of one layer."""
+    n = len(WORDS)
+    causal = np.tril(np.ones((n, n))) / np.arange(1, n + 1)[:, None]
+    return xr.Dataset({"pattern": (
+        ("side", "prompt", "layer", "head", "query", "key"),
+        np.broadcast_to(causal, (2, 1, 1, 4, n, n)).astype("f4"),
+        {"units": "1", "signed": 0, "long_name": "attention pattern"})},
+        coords={"side": ["clean", "corrupt"], "prompt": [0], "layer": fields["layers"]})
+
+
+def head(fields: dict[str, Any]) -> xr.Dataset:
+    """A head's pattern and promoted tokens."""
+    n = len(WORDS)
+    named = {"units": "1", "signed": 0, "long_name": "x"}
+    return xr.Dataset(
+        {"pattern": (("side", "query", "key"), np.full((2, n, n), 1 / n), named),
+         "promoted_id": (("side", "key", "top"), np.zeros((2, n, 3), int), named),
+         "promoted_logit": (("side", "key", "top"), np.ones((2, n, 3)), named),
+         "direct_id": (("side", "top"), np.zeros((2, 3), int), named),
+         "direct_logit": (("side", "top"), np.ones((2, 3)), named)},
+        coords={"side": ["clean", "corrupt"]})
+
+
+ANSWERS: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
+    "describe_model": describe, "load_task": lambda p: task_answer(pairs()), "make_pairs": made,
+    "file_pairs": made, "decode": lambda p: {"texts": [HOSTILE[i % len(HOSTILE)]
+                                                       for i in p["ids"]]},
+    "estimate": lambda p: {"known": True, "cells": 56, "prompts": 6, "bytes": 2.0e6,
+                           "seconds": 0.4},
+}
+MEASURED: dict[str, Callable[[dict[str, Any]], xr.Dataset]] = {
+    "pair_check": pair_check, "verify_cell": verified, "attention_patterns": patterns,
+    "head_page": head,
+}

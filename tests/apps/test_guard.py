@@ -150,9 +150,9 @@ def test_a_token_turns_into_a_cookie_once_and_is_asked_for_everywhere(bench):
     assert "HttpOnly" in cookie and "SameSite=Strict" in cookie and token not in cookie
     assert token not in got.text and "url=/runs?tag=a%22b" in got.text
     value = cookie.partition(";")[0]
-    again = Client(app, use_cookies=False).get("/", headers={**HOME, "Cookie": value})
-    assert again.status_code == 200
-    assert Client(app, use_cookies=False).get("/", headers={**HOME, "Cookie": value + "0"}).status_code == 401
+    bare = Client(app, use_cookies=False)
+    assert bare.get("/", headers={**HOME, "Cookie": value}).status_code == 200
+    assert bare.get("/", headers={**HOME, "Cookie": value + "0"}).status_code == 401
 
 
 def test_the_entrance_with_a_token_leads_to_no_other_host(bench):

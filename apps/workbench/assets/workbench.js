@@ -160,6 +160,7 @@
   function open(layer, c) {
     const st = layer._at;
     const target = JSON.parse(layer.dataset.target);
+    if (target.type !== "frame-graph") return;
     const xs = numbers(c.trace.x, c.cols), ys = numbers(c.trace.y, c.rows);
     window.dash_clientside.set_props(target, { clickData: { points: [{
       x: xs[st.col], y: c.flat ? ys[st.col] : ys[st.row], by: "key", n: Date.now(),

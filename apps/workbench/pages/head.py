@@ -114,7 +114,7 @@ def head_view(at: tuple[int, int, int], side: str, dark: bool, what: Any) -> lis
         figure.update_layout(paper_bgcolor="rgba(0,0,0,0)", plot_bgcolor="rgba(0,0,0,0)")
     return [
         html.Section([html.H2(f"Head {layer}.{head}, {side}"), strongest(one["pattern"], words),
-                      graph({"type": "head-graph", "n": 0}, big)], className="card"),
+                      graph({"type": "head-graph", "n": 0}, big, opens=False)], className="card"),
         html.Div([writing(at, side, words, what), effects(what, layer, head)],
                  className="halves"),
         html.Section([dcc.Graph(figure=small, config=CONFIG, responsive=True),
