@@ -50,7 +50,7 @@ def _operand(rng: random.Random, given: int) -> tuple[Sum, Sum]:
         changed = list(numbers)
         side, power = rng.randrange(2), rng.choice((1, 10))
         changed[side] += (rng.randrange(10) - numbers[side] // power % 10) * power
-        if answer(*numbers, given) != answer(*changed, given):
+        if answer(numbers[0], numbers[1], given) != answer(changed[0], changed[1], given):
             return (numbers[0], numbers[1]), (changed[0], changed[1])
 
 
@@ -83,7 +83,7 @@ def make(model: HookedModel, *, n: int, seed: int, contrast: str, digit: str) ->
     ids, prompt = _digit_ids(model)
     rng = draws(seed, "addition")
     draw = {"carry": _carry, "operand": _operand}[contrast]
-    rows = list(distinct(lambda: draw(rng, given), n, lambda row: row))
+    rows: list[tuple[Sum, Sum]] = list(distinct(lambda: draw(rng, given), n, lambda row: row))
     clean = [prompt(digits(*row[0], given)) for row in rows]
     corrupt = [prompt(digits(*row[1], given)) for row in rows]
     limit = model.shape.n_ctx

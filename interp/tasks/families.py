@@ -39,7 +39,7 @@ class Knob(NamedTuple):
         if not fits or (isinstance(value, bool) and self.type is not bool):
             raise UsageError(f"{name} was given as {value!r}; wanted {kinds[self.type]}.")
         if self.type is str and self.bounds and value not in self.bounds:
-            raise unknown_name(f"choice of {name}", value, self.bounds)
+            raise unknown_name(f"choice of {name}", str(value), self.bounds)
         if self.type in (int, float) and self.bounds:
             low, high = self.bounds
             if not low <= value <= high:

@@ -10,6 +10,9 @@ from interp.terms import CapabilityError, PromptPairs, TaskError
 if TYPE_CHECKING:
     from interp.terms import HookedModel, Tokenizer
 
+ANCHOR = "the"
+"""A word to read others behind."""
+
 
 def tokenizer_of(model: HookedModel, task: str) -> Tokenizer:
     """The model's tokenizer.
@@ -27,8 +30,18 @@ def tokenizer_of(model: HookedModel, task: str) -> Tokenizer:
 
 
 def one_token(tokenizer: Tokenizer, text: str) -> int | None:
-    """The id of ``text`` where it is exactly one token that reads back as itself, else None."""
-    ids = tokenizer.encode(text, bos=False)
+    """The id of ``text`` where it is exactly one token that reads back as itself, else None.
+
+    A text that starts with a space is read behind a word, as it stands in a prompt: by itself,
+    some tokenizers make two spaces of it.
+    """
+    ids = list(tokenizer.encode(text, bos=False))
+    if text.startswith(" "):
+        before = list(tokenizer.encode(ANCHOR, bos=False))
+        both = list(tokenizer.encode(ANCHOR + text, bos=False))
+        if both[: len(before)] != before:
+            return None
+        ids = both[len(before):]
     if len(ids) != 1 or tokenizer.texts(ids)[0].strip() != text.strip():
         return None
     return int(ids[0])
@@ -92,7 +105,7 @@ def check_known(tokenizer: Tokenizer, texts: Iterable[str], task: str) -> None:
 
 
 def pairs(
-    model: HookedModel, rows: Sequence[dict[str, Any]], *, templates: bool, **fields: Any
+    model: HookedModel, rows: Sequence[dict[str, Any]], *, templates: bool
 ) -> PromptPairs:
     """Prompt pairs of rows with clean, corrupt, right, wrong, template and character slots.
 
@@ -100,17 +113,36 @@ def pairs(
         model: whose tokenizer is used.
         rows: dicts; ``slots`` maps a name to the character where its word ends in ``clean``.
         templates: whether the rows come from several templates (else the field stays empty).
-        **fields: further fields of ``PromptPairs``.
+
+    Raises:
+        TaskError: a prompt over the model's context, or rows that make no pair.
     """
     tokenizer = tokenizer_of(model, "")
-    names = rows[0].get("slots", {})
-    slots = {
-        name: tuple(place(tokenizer, r["clean"], r["slots"][name]) for r in rows)
-        for name in names
-    }
-    return PromptPairs.from_text(
-        [r["clean"] for r in rows], [r["corrupt"] for r in rows],
-        [r["right"] for r in rows], [r["wrong"] for r in rows],
-        model=model, slots=slots,
-        template=[r["template"] for r in rows] if templates else None, **fields,
+    prompts = [[tuple(tokenizer.encode(r[k])) for r in rows] for k in ("clean", "corrupt")]
+    longest, limit = max(map(len, prompts[0] + prompts[1])), model.shape.n_ctx
+    if limit is not None and longest > limit:
+        raise TaskError(
+            f"A prompt of this task has {longest} tokens and the model's context holds {limit}.",
+            remedy="Take a model with a longer context, or templates that are shorter.",
+        )
+    words = {w for r in rows for k in ("right", "wrong") for w in _listed(r[k])}
+    ids = {w: one_token(tokenizer, w) for w in sorted(words)}
+    answers = [
+        tuple(tuple(ids[w] for w in _listed(r[k])) for r in rows) for k in ("right", "wrong")
+    ]
+    return PromptPairs(
+        tuple(prompts[0]), tuple(prompts[1]), *answers,  # type: ignore[arg-type]
+        slots={
+            name: tuple(place(tokenizer, r["clean"], r["slots"][name]) for r in rows)
+            for name in rows[0]["slots"]
+        },
+        template=tuple(r["template"] for r in rows) if templates else None,
+        clean_text=tuple(tuple(tokenizer.texts(p)) for p in prompts[0]),
+        corrupt_text=tuple(tuple(tokenizer.texts(p)) for p in prompts[1]),
+        answer_text={i: tokenizer.texts([i])[0] for i in ids.values() if i is not None},
+        bos=tokenizer.default_bos,
     )
+
+
+def _listed(answers: str | Sequence[str]) -> list[str]:
+    return [answers] if isinstance(answers, str) else list(answers)

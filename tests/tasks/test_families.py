@@ -228,6 +228,32 @@ def test_a_vocabulary_without_the_names_is_told_so():
         load_task("ioi", reader(Letters(), 128, 512))
 
 
+def test_a_tokenizer_that_makes_two_tokens_of_a_lone_space_still_finds_names():
+    class Pieces:
+        """Marks each space by itself, as sentencepiece does: " Mary" alone is two pieces."""
+
+        default_bos, bos_id = True, 0
+
+        def __init__(self):
+            self.known = ["<s>", "_"]
+
+        def encode(self, text, *, bos=None):
+            pieces = ["_" + w if w else "_" for w in text.split(" ")]
+            self.known += [p for p in dict.fromkeys(pieces) if p not in self.known]
+            return [0] * (bos is None or bos) + [self.known.index(p) for p in pieces]
+
+        def decode(self, ids):
+            return "".join(self.texts(ids)).strip()
+
+        def texts(self, ids):
+            return [self.known[i].replace("_", " ") for i in ids]
+
+    tokenizer = Pieces()
+    assert len(tokenizer.encode(" Mary", bos=False)) == 2
+    task = load_task("agreement", reader(tokenizer, 10_000, 64), n=20)
+    assert task.aligned() and all(t.startswith(" ") for t in task.answer_text.values())
+
+
 def test_words_a_vocabulary_lacks_are_named():
     few = word_reader()
     few.tokenizer.ids.pop("gave")
