@@ -51,7 +51,7 @@ class JobContext(LocalContext):
     """
 
     def __init__(self, job_id: str, *, store: Store, worker: str, roots: tuple[Path, ...],
-                 between: Callable[[], None], stopping: Callable[[], bool], shelf: Shelf,
+                 between: Callable[[], object], stopping: Callable[[], bool], shelf: Shelf,
                  **options: Any) -> None:
         super().__init__(store=store, shelf=shelf, **options)
         self.job_id, self.worker, self.roots = job_id, worker, roots

@@ -130,7 +130,9 @@ def telescopes(model: Adapter, probe: Tensor) -> tuple[Check, ...]:
     sites = {(k, i): Site(k, layer=i) for i in layers for k in ("resid_pre", *parts, "resid_post")}
     reads = model.run(probe, read=tuple(sites.values())).reads
     for i in layers:
-        total = sum(reads[sites[k, i]].double() for k in ("resid_pre", *parts))
+        total = reads[sites["resid_pre", i]].double()
+        for kind in parts:
+            total = total + reads[sites[kind, i]].double()
         worst = _worse(worst, spread(total, reads[sites["resid_post", i]]))
     if model.can("resid_mid") and "mlp_out" in parts:
         kept = _mid_reaches_the_next(model, probe, reads[sites["resid_pre", 0]])

@@ -121,7 +121,8 @@ class TransformerModel(Adapter):
     def _call(self, inputs: Tensor, positions: Tensor | None, vocab: Tensor | None) -> Tensor:
         if positions is None and vocab is None:
             return first_tensor(self._module(input_ids=inputs, use_cache=False))
-        hidden = self._module.base_model(input_ids=inputs, use_cache=False).last_hidden_state
+        base: Any = self._module.base_model
+        hidden = base(input_ids=inputs, use_cache=False).last_hidden_state
         if positions is not None:
             hidden = hidden[:, positions]
         return self.head(hidden, vocab)

@@ -57,7 +57,7 @@ class TransformerLensModel(TransformerModel):
 
     def _part(self, layer: int | None, path: str) -> nn.Module:
         """By the Hugging Face names, which the bridge's own may shadow (GPT-Neo's ``attn``)."""
-        block = self._layer(layer)
+        block: Any = self._layer(layer)
         return block.original_component.get_submodule(path) if path else block
 
     def _tap(self, site: Site) -> Tap:

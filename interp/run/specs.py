@@ -14,6 +14,7 @@ from interp.terms import (
     HookedModel,
     Method,
     ModelRef,
+    PromptPairs,
     ResultRef,
     Task,
     UsageError,
@@ -168,7 +169,7 @@ def tokens_of(task: Task | None, model: HookedModel) -> dict[str, Any] | None:
             rows = texts if texts is not None else [_texts(row, model) for row in ids]
             tokens[name] = [list(map(str, row)) for row in rows]
     answers = getattr(task, "answer_text", None)
-    if hasattr(task, "right"):
+    if isinstance(task, PromptPairs):
         ids = sorted({t for side in (task.right, task.wrong) for row in side for t in row})
         known = dict(answers or {})
         lost = [i for i in ids if i not in known]

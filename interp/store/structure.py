@@ -53,7 +53,8 @@ def read_arrays(
             missing = sorted(set(arrays) - found)
             if missing:
                 raise UnsafeError(f"data.nc lacks {', '.join(missing)}, which the manifest names.")
-            return {name: np.asarray(file[name][()]) for name in arrays}
+            stored: Any = file
+            return {name: np.asarray(stored[name][()]) for name in arrays}
     except UnsafeError:
         raise
     except (OSError, RuntimeError, ValueError, KeyError, TypeError, OverflowError) as error:
@@ -68,7 +69,7 @@ def _short(error: BaseException) -> str:
 def _check_root(
     file: Any, arrays: Mapping[str, Any], dims: Mapping[str, int], limit: int
 ) -> set[str]:
-    from h5py import h5l, h5o
+    from h5py import h5l, h5o  # pyright: ignore[reportAttributeAccessIssue]
 
     found: set[str] = set()
     total = 0
@@ -99,7 +100,7 @@ def _check_root(
 
 def _check_storage(name: str, dataset: Any) -> None:
     """No other file, no virtual dataset, no filter: bytes that lie in this file as they are."""
-    from h5py import h5d, h5t
+    from h5py import h5d, h5t  # pyright: ignore[reportAttributeAccessIssue]
 
     plist = dataset.id.get_create_plist()
     if plist.get_external_count():
@@ -130,7 +131,7 @@ def _check_dimension(name: str, dataset: Any, size: int) -> None:
 
 def _check_attributes(name: str, item: Any) -> None:
     """Texts and numbers only; references only where netCDF ties axes to arrays."""
-    from h5py import h5a, h5t
+    from h5py import h5a, h5t  # pyright: ignore[reportAttributeAccessIssue]
 
     plain = (h5t.INTEGER, h5t.FLOAT, h5t.STRING)
     for index in range(h5a.get_num_attrs(item.id)):

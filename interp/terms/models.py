@@ -194,6 +194,16 @@ class Weights(Protocol):
     W_in: Tensor  # [layer, d_model, neuron]
     W_out: Tensor  # [layer, neuron, d_model]
 
+    @property
+    def ln_final_w(self) -> Tensor | None:
+        """Gain of the final norm ``[d_model]``, None where it has none."""
+        ...
+
+    @property
+    def final_centres(self) -> bool:
+        """Whether the final norm subtracts the mean."""
+        ...
+
 
 @runtime_checkable
 class HookedModel(Protocol):

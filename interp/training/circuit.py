@@ -33,7 +33,7 @@ class Ablation:
     """
 
     def __init__(
-        self, module: nn.Module, projections: Sequence[nn.Module], heads: int, task: PromptPairs
+        self, module: Any, projections: Sequence[nn.Module], heads: int, task: PromptPairs
     ) -> None:
         assert task.aligned(), "positions of the prompts must mean the same"
         self.module, self.projections, self.heads = module, list(projections), heads
@@ -46,7 +46,7 @@ class Ablation:
 
     def _means(self) -> list[Tensor]:
         """Mean input of each projection, ``[position, heads × d_head]``."""
-        seen: dict[int, Tensor] = {}
+        seen: dict[Any, Tensor] = {}
         hooks = [
             p.register_forward_pre_hook(lambda _, args, i=i: seen.__setitem__(i, args[0].mean(0)))
             for i, p in enumerate(self.projections)

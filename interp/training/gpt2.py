@@ -115,7 +115,8 @@ class GPT2(nn.Module):
     @property
     def projections(self) -> list[nn.Module]:
         """Each layer's output projection, whose input is the heads' outputs."""
-        return [block.out for block in self.blocks]
+        blocks: Any = self.blocks
+        return [block.out for block in blocks]
 
     def forward(self, tokens_BT: Tensor, keep: Tensor | None = None) -> Tensor:
         """Logits, at every position or only where the mask ``keep`` ``[batch, position]`` is set.
@@ -135,7 +136,8 @@ class GPT2(nn.Module):
         found = []
         with torch.no_grad():
             x = self.wte(tokens_BT) + self.wpe.weight[: tokens_BT.shape[1]]
-            for block in self.blocks:
+            blocks: Any = self.blocks
+            for block in blocks:
                 q, k, _ = block.heads_of(x)
                 found.append(pattern_of(q, k))
                 x = block(x)

@@ -129,7 +129,8 @@ class Llama(nn.Module):
     @property
     def projections(self) -> list[nn.Module]:
         """Each layer's output projection, whose input is the heads' outputs."""
-        return [block.out for block in self.blocks]
+        blocks: Any = self.blocks
+        return [block.out for block in blocks]
 
     def forward(self, tokens_BT: Tensor, keep: Tensor | None = None) -> Tensor:
         """Logits, at every position or only where the mask ``keep`` ``[batch, position]`` is set.
@@ -149,7 +150,8 @@ class Llama(nn.Module):
         found = []
         with torch.no_grad():
             x = self.embed(tokens_BT)
-            for block in self.blocks:
+            blocks: Any = self.blocks
+            for block in blocks:
                 q, k, _ = block.heads_of(x)
                 found.append(pattern_of(q, k))
                 x = block(x)

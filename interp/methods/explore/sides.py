@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import xarray as xr
 
 from interp.terms import HookedModel, PromptPairs, TaskError, Texts, UsageError
 
-Variables = dict[str, tuple[tuple[str, ...], np.ndarray, str, str, int]]
+Variables = Mapping[str, tuple[tuple[str, ...], Any, str, str, int]]
 
 
 def sides_of(task: PromptPairs | Texts, rows: Sequence[int] | None) -> dict[str, np.ndarray]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -131,7 +132,7 @@ def make_grid(
 
 
 def _cell(
-    site: str, at: dict[str, object], n_layers: int, window: int, with_: str,
+    site: str, at: dict[str, Any], n_layers: int, window: int, with_: str,
     values: dict[Site, np.ndarray] | None,
 ) -> Cell:
     where = at.get("position", at.get("slot"))
