@@ -33,8 +33,8 @@ def pair_of(
         if all(isinstance(x, str) for x in (*prompts, *right, *wrong)):
             _check_words(prompts + right + wrong, model)
             given = [x[0] if answer_form == "span" and x else x for x in (right, wrong)]
-            columns: list[Any] = [[x] for x in (*prompts, *given)]
-            return PromptPairs.from_text(*columns, model=model, bos=bos, **fields)
+            texts: list[Any] = [[x] for x in (*prompts, *given)]
+            return PromptPairs.from_text(*texts, model=model, bos=bos, **fields)
         return _of_ids(prompts, right, wrong, model, bos, fields)
     except TaskError as error:
         raise ValueError(error.rows[0][1] if error.rows else error.message) from None
