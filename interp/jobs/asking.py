@@ -133,15 +133,13 @@ def allowed_model(ref: str, roots: Sequence[Path]) -> str:
     """
     if ZOO.fullmatch(ref):
         return ref
-    for root in roots:
-        try:
-            inside = (root / ref).resolve()
-            if inside.is_dir() and inside.is_relative_to(root.resolve()) \
-                    and inside != root.resolve():
-                return str(inside)
-        except (OSError, ValueError):
-            continue
-    if HUB_ID.fullmatch(ref) and ".." not in ref and not Path(ref).exists():
+    places = [root / ref for root in roots] if "\x00" not in ref else []
+    for root, place in zip(roots, places, strict=False):
+        inside = place.resolve()
+        if inside.is_dir() and root.resolve() in inside.parents:
+            return str(inside)
+    if HUB_ID.fullmatch(ref) and ".." not in ref and not any(
+            p.exists() for p in (Path(ref), *places)):
         return ref
     raise UnsafeError(
         f"The model {ref[:100]!r} is neither shipped, nor a hub id, nor a folder under the model "

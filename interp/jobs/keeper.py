@@ -25,7 +25,7 @@ class Keeper:
     """One app's hold on the store's worker.
 
     The first app starts it; another app on the same store shares it. When it dies it is started
-    again (ever more slowly when it keeps dying). The last app to leave stops it.
+    again (ever more slowly when it dies before it serves). The last app to leave stops it.
 
     Args:
         store: whose worker.
@@ -41,8 +41,8 @@ class Keeper:
         self.starts = 0
         self.trouble = ""
         self._child: subprocess.Popen[bytes] | None = None
-        self._born = 0.0
         self._next = 0.0
+        self._reached = False
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="keeper", daemon=True)
         self._seen: dict[str, float] = {}
@@ -100,6 +100,7 @@ class Keeper:
     def _end_if_hung(self, child: subprocess.Popen[bytes]) -> None:
         row = self._row()
         mine = row is not None and f'"pid": {child.pid},' in row[0]
+        self._reached = self._reached or mine
         if mine and row is not None and row[1] > SILENT_S + 5.0:
             self.trouble = f"the worker was silent for {row[1]:.0f} s and was started again"
             child.kill()
@@ -107,17 +108,15 @@ class Keeper:
 
     def _note_end(self, child: subprocess.Popen[bytes]) -> None:
         self._child = None
-        quick = now() - self._born < 30.0
-        wait = min(30.0, 0.5 * 2**self.starts) if quick else 0.0
-        self._next = now() + wait
+        if self._reached:  # it served: whatever ended it, the next one may start at once
+            self.starts = 0
+        self._next = now() + (min(30.0, 0.5 * 2**self.starts) if self.starts else 0.0)
         if child.returncode not in (0, 75):
             self.trouble = f"the worker ended with status {child.returncode}"
-        if not quick:
-            self.starts = 0
 
     def _start(self) -> None:
         self.starts += 1
-        self._born = now()
+        self._reached = False
         command = [*self.command, "--store", str(self.store.root)]
         for root in self.roots:
             command += ["--models", root]
