@@ -47,7 +47,7 @@ class Axes:
     def decode(self, raw: Tensor) -> Tensor:
         """The site's value, a view where possible."""
         if raw.dim() != len(self.names):
-            words = " ".join("(" + " ".join(g) + ")" if len(g) > 1 else g[0] for g in self.names)
+            words = " ".join(f"({' '.join(g)})" if len(g) > 1 else "".join(g) for g in self.names)
             raise UsageError(
                 f"The site map says '{words}' and the tensor has shape {tuple(raw.shape)}.",
                 remedy="Name each axis once, in order.",
@@ -185,7 +185,9 @@ def read_site_map(given: Mapping[str, Any] | None, module: nn.Module) -> SiteMap
 def _spot(kind: str, entry: Any) -> Spot:
     if kind not in KINDS or kind in FORBIDDEN:
         raise unknown_name("site for a site map", kind, [k for k in KINDS if k not in FORBIDDEN])
-    fields = dict(entry) if isinstance(entry, Mapping) else {"path": str(entry)}
+    fields: dict[str, Any] = (
+        dict(entry) if isinstance(entry, Mapping) else {"path": str(entry)}
+    )
     known = ("path", "side", "axes", "eps", "centred", "in_place")
     for key in fields:
         if key not in known:

@@ -147,7 +147,7 @@ class TorchModule(Adapter):
             architecture=type(self._module).__name__,
             n_params=sum(p.numel() for p in self._module.parameters()),
         )
-        widths = dict.fromkeys(("d_model", "d_head", "d_mlp"), 0)
+        widths: dict[str, int] = {}
         for name, kinds in (
             ("d_model", ("resid_pre", "embed", "attn_out", "resid_post")),
             ("d_head", ("z", "v", "q")), ("d_mlp", ("mlp_post",)),
