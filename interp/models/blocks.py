@@ -151,6 +151,8 @@ class LayerBlock:
     def _interleaved(self, x_ND: Tensor, part: slice) -> Tensor:
         """Some of q, k, v from a projection stored head by head: ``[N, H, parts, E]``."""
         H, E = self.n_heads, self.d_head
+        if x_ND.dtype.itemsize < 4:  # one large product beats many small ones there
+            return self.w_q(x_ND).view(-1, H, 3, E)[:, :, part]
         weight = self.w_q.weight.view(H, 3, E, -1)[:, part].flatten(1, 2)
         y = torch.matmul(x_ND, weight.transpose(1, 2)).transpose(0, 1)
         y = y.unflatten(-1, (-1, E))

@@ -37,13 +37,14 @@ def gelu_tanh(x: Tensor) -> Tensor:
     torch's fused kernel is slow on a CPU (its tanh is not vectorised), so there it is written
     out over pieces that fit in the cache.
     """
-    plain = x.device.type == "cpu" and x.dtype in (torch.float32, torch.float64)
-    if not (plain and fresh(x) and x.is_contiguous()):
+    if not (x.device.type == "cpu" and fresh(x) and x.is_contiguous()):
         return F.gelu(x, approximate="tanh")
-    slope = x.new_tensor(_A)
     for piece in x.view(-1).split(CHUNK):
-        inner = torch.addcmul(slope, piece, piece, value=_B).mul_(piece).tanh_()
-        piece.mul_(0.5).addcmul_(piece, inner)
+        wide = piece if x.dtype.itemsize >= 4 else piece.float()
+        inner = torch.addcmul(wide.new_tensor(_A), wide, wide, value=_B).mul_(wide).tanh_()
+        wide.mul_(0.5).addcmul_(wide, inner)
+        if wide is not piece:
+            piece.copy_(wide)
     return x
 
 
@@ -70,22 +71,38 @@ FUSED: dict[str, Callable[[Tensor], Tensor]] = {
 """Activation's name in a config -> fused function. Any other runs as the module's own."""
 
 
-def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
-    """x / √(mean x² + eps) · weight over the last axis.
+def rms_norm(x: Tensor, weight: Tensor, eps: float, cast_first: bool = True) -> Tensor:
+    """x / √(mean x² + eps) · weight over the last axis, in float32 inside.
 
     torch has no fused kernel for a CPU; there, without a graph, it is written out over pieces
     that fit in the cache (the same operations, hence the same bits).
+
+    Args:
+        x: what is normalised ``[…, width]``.
+        weight: gain ``[width]``.
+        eps: added to the mean square.
+        cast_first: round the normalised value to ``x``'s dtype before the gain, not after.
     """
+    half = x.dtype.itemsize < 4
     graph = torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad)
-    if graph or x.device.type != "cpu" or x.dtype != torch.float32 or not x.is_contiguous():
-        return F.rms_norm(x, x.shape[-1:], weight, eps)
+    if graph or x.device.type != "cpu" or not x.is_contiguous():
+        if half and cast_first:
+            return weight * F.rms_norm(x, x.shape[-1:], None, eps)
+        return F.rms_norm(x.float(), x.shape[-1:], weight.float(), eps).to(x.dtype)
     out = torch.empty_like(x)
     width = x.shape[-1]
     rows = max(1, CHUNK // width)
+    gain = weight if cast_first else weight.to(torch.float32)
     pairs = zip(x.view(-1, width).split(rows), out.view(-1, width).split(rows), strict=True)
     for piece, target in pairs:
+        piece = piece.float()
         scale = (piece * piece).mean(-1, keepdim=True).add_(eps).rsqrt_()
-        torch.mul(piece, scale, out=target).mul_(weight)
+        if not half:
+            torch.mul(piece, scale, out=target).mul_(gain)
+        elif cast_first:
+            target.copy_(piece.mul_(scale)).mul_(gain)
+        else:
+            target.copy_(piece.mul_(scale).mul_(gain))
     return out
 
 
@@ -121,10 +138,8 @@ class Norm:
         if weight is None:
             return F.rms_norm(x, width, None, self.eps)
         if self.order == "gemma":
-            return rms_norm(x.float(), 1.0 + weight.float(), self.eps).to(x.dtype)
-        if self.order == "llama" and x.dtype != torch.float32:
-            return weight * F.rms_norm(x, width, None, self.eps)
-        return rms_norm(x, weight, self.eps)
+            return rms_norm(x, 1.0 + weight.float(), self.eps, cast_first=False)
+        return rms_norm(x, weight, self.eps, cast_first=self.order == "llama")
 
     def _double(self, x: Tensor) -> Tensor:
         """The modules' own float32 arithmetic, operation by operation."""
@@ -189,10 +204,10 @@ class Rotary:
         cos, sin = self.angles(position_N, x_NHE.dtype)
         half = cos.shape[-1]
         a, b = x_NHE[..., :half], x_NHE[..., half : 2 * half]
-        if fresh(x_NHE) and cos.dtype == x_NHE.dtype and x_NHE.dtype.itemsize >= 4:
-            kept = a * sin
-            a.mul_(cos).addcmul_(b, sin, value=-1)
-            b.mul_(cos).add_(kept)
+        if fresh(x_NHE) and cos.dtype == x_NHE.dtype:
+            up, down = a * sin, b * sin
+            a.mul_(cos).sub_(down)
+            b.mul_(cos).add_(up)
             return x_NHE
         turned = torch.cat((a * cos - b * sin, b * cos + a * sin), -1).to(x_NHE.dtype)
         if 2 * half < x_NHE.shape[-1]:

@@ -157,6 +157,20 @@ def test_tied_weights_stay_one_tensor_and_untied_ones_two(tmp_path):
         assert torch.equal(raw(loaded.module.float()), raw(module))
 
 
+def test_the_names_of_the_first_gpt2_checkpoints_are_understood(tmp_path):
+    """No ``transformer.`` in front, the causal mask among the weights, no unembedding."""
+    module = hard_model("gpt2", num_hidden_layers=2)
+    folder = save_checkpoint(module, tmp_path / "m")
+    old = {n.removeprefix("transformer."): t
+           for n, t in read_tensors(folder / "model.safetensors").items()}
+    for layer in range(2):
+        old[f"h.{layer}.attn.bias"] = torch.ones(1, 1, 64, 64)
+    write_tensors(folder / "model.safetensors", old)
+    loaded = load(folder)
+    assert torch.equal(raw(loaded.module), raw(module))
+    assert "unused" not in loaded.source
+
+
 def test_tensors_that_no_part_uses_are_told(llama):
     tensors = read_tensors(llama / "model.safetensors")
     write_tensors(llama / "model.safetensors", {**tensors, "model.extra.weight": torch.ones(2)})
