@@ -404,8 +404,10 @@ class Bench:
                 continue
             result = self.result(row.id)
             effect = result.data.get("effect")
-            heads = {"head", "kv_head"} & set(effect.dims) if effect is not None else set()
-            if self.task_of(result.spec) != task or not heads or "layer" not in effect.dims:
+            if effect is None or self.task_of(result.spec) != task:
+                continue
+            heads = {"head", "kv_head"} & set(effect.dims)
+            if not heads or "layer" not in effect.dims:
                 continue
             axis = heads.pop()
             if layer < effect.sizes["layer"] and head < effect.sizes[axis]:

@@ -80,6 +80,7 @@ class Guard:
         self.cookie = cookie
         self.max_body = max_body
         self.policy = content_policy(())
+        self.dash: Any = None  # the app inside, for whoever starts or tests it
 
     def __call__(self, environ: dict[str, Any], start: Start) -> Iterable[bytes]:
         """Answer, or refuse with one plain sentence."""

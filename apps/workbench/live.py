@@ -76,7 +76,7 @@ def status(row: dict[str, Any]) -> html.Div:
     done, total = float(row.get("done") or 0), float(row.get("total") or 0)
     share = min(100.0, 100 * done / total) if total else 0.0
     state = row["state"]
-    words = [WORDS.get(state, state)]
+    words = [str(WORDS.get(state, state))]
     if state in ("running", "interrupted", "cancelled") and total:
         words.append(f"{share:.0f} % · {done:,.0f} of {total:,.0f}")
     if state == "running" and (left := remaining(row, share)):

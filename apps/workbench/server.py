@@ -94,7 +94,7 @@ def show_error(error: Exception) -> Any:
 class Quiet(WSGIRequestHandler):
     """A request handler that names no versions and logs no addresses."""
 
-    server_version = "interp"
+    server_version = "interp"  # pyright: ignore[reportAssignmentType]
     sys_version = ""
 
     def log_request(self, code: Any = "-", size: Any = "-") -> None:

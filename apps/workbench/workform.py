@@ -78,9 +78,9 @@ def work(method: str, *, model: str = "", task: str = "", job: str = "",
 
 def model_picker_of(method: str, model: str) -> list[Any]:
     """The model and the machine, with ids of this form."""
-    pick = model_picker(method, model)
+    pick: Any = model_picker(method, model)
     pick.id = work_id("model", method)
-    machine = machine_picker(method)
+    machine: Any = machine_picker(method)
     for control, kind in zip(machine.children[1].children, ("backend", "dtype", "device"),
                              strict=True):
         control.id = work_id(kind, method)
@@ -180,7 +180,7 @@ def start(clicks: Any, model: str, task: str, backend: str, dtype: str, device: 
     if not clicks:
         return (no_update,) * 4
     method, read = own["method"], asked(own["method"], ids, values, flags)
-    fields = forms.fields_of(bench().method(method)["schema"])
+    fields = forms.fields_of((bench().method(method) or {}).get("schema", {}))
     form = form_of(method, fields, typed(ids, values, flags), read.errors)
     if read.errors:
         return no_update, notice("Some values do not fit; see the form.", kind="warn"), form, \
