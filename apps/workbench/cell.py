@@ -132,7 +132,7 @@ def verdict(found: Any, expected: float, model: str) -> html.Div:
     """The cell measured again by itself, and what the model says there."""
     again = float(found.data["effect"].values)
     good = abs(again - expected) <= 1e-3 * max(1.0, abs(expected))
-    said = f"One plain forward gives {number(again)}; the grid says {number(expected)}."
+    said = f"One plain forward gives {again:.6g}; the grid says {expected:.6g}."
     parts: list[Any] = [notice(said, kind="ok" if good else "warn")]
     for side, rows in bench().top_tokens(model, found.data).items():
         parts.append(html.Div([html.H3(f"Next token, {side}, prompt 1"), likely(rows[:5])],

@@ -37,9 +37,12 @@ def size(n: Any) -> str:
     return ""
 
 
-def knobs(fields: dict[str, Any]) -> str:
-    """The knobs of a spec in one line."""
-    return ", ".join(f"{k} {v}" for k, v in fields.items() if v not in (None, [], {}, ""))
+def knobs(row: Any) -> str:
+    """The knobs of a run that are not at their defaults, and its site, in one line."""
+    named = row.summary.get("knobs")
+    kept = {k: v for k, v in row.fields.items() if k == "site" or named is None or k in named}
+    return ", ".join(f"{k.strip('_')} {v}" for k, v in kept.items()
+                     if v not in (None, [], {}, ""))
 
 
 def failing(n: int) -> str:

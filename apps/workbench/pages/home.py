@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import dash
-from dash import dcc, html
+from dash import Input, Output, State, callback, dcc, html, no_update
 
+from apps.workbench import cell  # noqa: F401  (its callbacks open the drawer)
 from apps.workbench.bench import bench
 from apps.workbench.frame import frame
 from apps.workbench.listing import run_lines
@@ -36,7 +37,8 @@ def layout(**_query: Any) -> Any:
         "answer, 0 that nothing moved. Open a cell to see why.",
         welcome(),
         html.Div([html.Section([html.H2("Go on from here"), steps()], className="stack"),
-                  html.Section([html.H2("Last runs"), last_runs()], className="stack")],
+                  html.Section([html.H2("Last runs"), html.Div(last_runs(), id="home-runs"),
+                                dcc.Store(id="home-newest", data=newest())], className="stack")],
                  className="halves"),
     )
 
@@ -59,6 +61,21 @@ def steps() -> html.Div:
                   className="card") for path, name, words in STEPS],
         className="stack",
     )
+
+
+def newest() -> str:
+    """The id of the newest run, or nothing."""
+    rows = bench().store.list(limit=1)
+    return rows[0].id if rows else ""
+
+
+@callback(Output("home-runs", "children"), Output("home-newest", "data"),
+          Input("pulse", "n_intervals"), State("home-newest", "data"),
+          prevent_initial_call=True)
+def look_again(_beats: Any, known: str) -> Any:
+    """The list again when there is a newer run."""
+    now = newest()
+    return (no_update, no_update) if now == known else (last_runs(), now)
 
 
 def last_runs() -> Any:

@@ -123,12 +123,51 @@ def model_view(ref: str, found: dict[str, Any]) -> list[Any]:
     ]
 
 
+TOLD = ("name", "title", "question", "architecture", "size_bytes")
+"""Parts of a card that stand above it already."""
+
+
 def story(facts: dict[str, Any]) -> Any:
     """A shipped model's card: what it learned from, how good it is, how it does it."""
-    if not facts:
+    parts = [html.Div([html.H3(key.replace("_", " ")), told(value)], className="stack tight")
+             for key, value in facts.items() if key not in TOLD and value not in (None, {}, [])]
+    if not parts:
         return None
-    return html.Details([html.Summary("Card: data, accuracy, mechanism"), facts_list(facts)],
+    return html.Details([html.Summary("Card: data, accuracy, mechanism"),
+                         html.Div(parts, className="stack", style={"gap": "16px"})],
                         className="more", open=True)
+
+
+def told(value: Any) -> Any:
+    """A part of a card: a table of equal rows, names with values, or a sentence."""
+    if isinstance(value, dict) and value and all(isinstance(v, dict) for v in value.values()):
+        keys = list(dict.fromkeys(k for row in value.values() for k in row))
+        head = html.Tr([html.Th(""), *(html.Th(k.replace("_", " ")) for k in keys)])
+        rows = [html.Tr([html.Td(name), *(html.Td(brief(row.get(k))) for k in keys)])
+                for name, row in value.items()]
+        return html.Div(html.Table([html.Thead(head), html.Tbody(rows)], className="plain"),
+                        className="scroll", tabIndex=0, role="region",
+                        **{"aria-label": "table of the card"})
+    if isinstance(value, dict):
+        flat = {k: brief(v) for k, v in value.items() if not isinstance(v, dict)}
+        deeper = [html.Div([html.Span(k.replace("_", " "), className="faint"), told(v)])
+                  for k, v in value.items() if isinstance(v, dict)]
+        return html.Div([facts_list(flat), *deeper], className="stack tight")
+    return html.P(brief(value), className="muted")
+
+
+def brief(value: Any) -> str:
+    """A value of a card in a few words."""
+    if value is None:
+        return ""
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    if isinstance(value, dict):
+        return ", ".join(f"{k} {brief(v)}" for k, v in value.items())
+    if isinstance(value, list):
+        pairs = all(isinstance(v, list) for v in value)
+        return ", ".join(".".join(map(brief, v)) if pairs else brief(v) for v in value)
+    return str(value)
 
 
 def capabilities(found: dict[str, Any]) -> Any:

@@ -94,7 +94,7 @@ def by_text() -> html.Div:
 
     def answer(name: str, label: str, words: str) -> Any:
         return dmc.TextInput(label=label, id=f"pair-{name}", value=EXAMPLE[name], size="sm",
-                             description=words, style={"fontFamily": "var(--mono)"})
+                             description=words, styles={"input": {"fontFamily": "var(--mono)"}})
 
     return html.Div([
         text("clean", "Clean prompt"), text("corrupt", "Corrupt prompt"),

@@ -18,14 +18,14 @@ from apps.workbench.tell import empty, link, notice, page, shown
 dash.register_page(__name__, path="/runs", title="Runs & jobs · interp")
 
 COLUMNS = [
-    {"field": "what", "headerName": "Method", "minWidth": 180, "flex": 2},
-    {"field": "model", "headerName": "Model", "flex": 1, "minWidth": 110},
-    {"field": "task", "headerName": "Task", "flex": 2, "minWidth": 150},
-    {"field": "knobs", "headerName": "Knobs", "flex": 2, "minWidth": 150},
-    {"field": "when", "headerName": "When", "flex": 1, "minWidth": 120},
-    {"field": "trust", "headerName": "Trust", "flex": 1, "minWidth": 120},
-    {"field": "tags", "headerName": "Tags", "flex": 1, "minWidth": 90},
-    {"field": "note", "headerName": "Note", "flex": 2, "minWidth": 120},
+    {"field": "what", "headerName": "Method", "minWidth": 150, "flex": 2},
+    {"field": "model", "headerName": "Model", "flex": 1, "minWidth": 90},
+    {"field": "task", "headerName": "Task", "flex": 2, "minWidth": 130},
+    {"field": "knobs", "headerName": "Knobs", "flex": 2, "minWidth": 120},
+    {"field": "when", "headerName": "When", "flex": 1, "minWidth": 100},
+    {"field": "trust", "headerName": "Trust", "flex": 1, "minWidth": 100},
+    {"field": "tags", "headerName": "Tags", "flex": 1, "minWidth": 80},
+    {"field": "note", "headerName": "Note", "flex": 1, "minWidth": 90},
 ]
 
 
@@ -64,7 +64,7 @@ def runs_grid(text: str = "", tag: str = "") -> Any:
         return empty("Nothing here", words)
     lines = [{
         "id": r.id, "what": bench().method_title(r.method), "model": r.model, "task": r.task,
-        "knobs": knobs(r.fields), "when": when(r.created), "tags": ", ".join(r.tags),
+        "knobs": knobs(r), "when": when(r.created), "tags": ", ".join(r.tags),
         "note": r.note, "trust": "damaged" if r.damaged else
         failing(r.failed_checks) if r.failed_checks else "checks hold",
     } for r in rows]

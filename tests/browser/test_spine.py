@@ -1,0 +1,110 @@
+"""The whole path on a shipped model: the first grid, a pair, a patch, a cell, a head, a report."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from tests.browser.conftest import watch
+
+pytestmark = [pytest.mark.browser, pytest.mark.timeout(300)]
+
+
+@pytest.fixture(scope="module")
+def app(tmp_path_factory):
+    """``python -m apps.workbench`` as a person starts it, on an empty store."""
+    store = tmp_path_factory.mktemp("spine") / "store"
+    command = [sys.executable, "-m", "apps.workbench", "--port", "0", "--store", str(store),
+               "--no-browser"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+                               env={**os.environ, "PYTHONWARNINGS": "default"})
+    address = re.search(r"http://\S+", process.stdout.readline())
+    assert address, process.stderr.read()
+    yield address[0].rstrip("/"), store, time.monotonic(), process
+    process.send_signal(signal.SIGTERM)
+    _, errors = process.communicate(timeout=30)
+    assert process.returncode in (0, 130), errors
+    assert "Traceback" not in errors, errors
+    gone = subprocess.run(["pgrep", "-f", f"interp.jobs --store {store}"], capture_output=True)
+    assert gone.returncode == 1, "the worker outlived its workbench"
+
+
+@pytest.fixture(scope="module")
+def page(chromium, app):
+    """One page for the whole path."""
+    context = chromium.new_context(viewport={"width": 1320, "height": 880}, accept_downloads=True)
+    page = context.new_page()
+    page.set_default_timeout(60_000)
+    seen = watch(page, app[0])
+    yield page
+    context.close()
+    assert not seen, seen
+
+
+def test_the_first_grid_is_on_the_first_page_within_a_minute(page, app):
+    url, store, started, _ = app
+    page.goto(url)
+    page.wait_for_selector(".frame .js-plotly-plot .heatmaplayer image")
+    assert time.monotonic() - started < 60
+    heading = page.inner_text(".frame .frame-head h2")
+    assert "zoo:ioi" in heading
+    run = json.loads(next(store.glob("runs/*/manifest.json")).read_text())
+    assert run["provenance"]["versions"]["torch"], "computed here, by this installation's worker"
+
+
+def test_a_typed_pair_is_aligned_checked_and_patched(page, app):
+    page.get_by_role("link", name="Pair builder").click()
+    page.get_by_role("tab", name="Two prompts").click()
+    page.click("#pair-check")
+    page.wait_for_selector("text=Can the model do this?")
+    differing = page.locator(".tok.diff").all_inner_texts()
+    assert [d.strip("␣") for d in differing] == ["John", "Mary"]
+    page.get_by_role("link", name="Patch this").click()
+    page.wait_for_selector("text=patched runs")
+    assert "task=pairs" in page.url
+    page.get_by_role("button", name="Run", exact=True).click()
+    page.wait_for_selector(".frame .js-plotly-plot .heatmaplayer image")
+    assert "own pair" in page.inner_text(".frame .frame-head h2")
+
+
+def test_a_cell_is_verified_by_a_plain_forward_and_leads_to_its_head(page, app):
+    page.focus(".frame .grid-layer")
+    page.keyboard.press("End")
+    page.keyboard.press("Enter")
+    page.get_by_role("button", name="Verify with one plain forward").click()
+    page.wait_for_selector(".mantine-Drawer-content .note.ok")
+    assert page.locator("h3:has-text('Next token, patched')").count() == 1
+    page.get_by_role("link", name="Heads of this layer").click()
+    page.wait_for_selector("h2:has-text('Head 0.0')")
+    page.wait_for_selector("text=What it writes")
+    assert page.locator(".heatmaplayer image").count() >= 4
+    page.get_by_role("button", name="0.2", exact=True).click()
+    page.wait_for_selector("h2:has-text('Head 0.2')")
+
+
+def test_a_model_tells_its_card_checks_and_reasons(page, app):
+    page.get_by_role("link", name="Models", exact=True).click()
+    page.locator("a.card:has-text('zoo:ioi')").click()
+    page.wait_for_selector("h2:has-text('Self-checks of the adapter')")
+    assert page.locator(".check.ok").count() >= 4
+    assert page.locator("td:has(.pill.warn) + td").first.inner_text()
+
+
+def test_the_report_of_a_run_is_one_file(page, app, tmp_path):
+    page.get_by_role("link", name="Runs & jobs").click()
+    page.locator(".ag-row input[type=checkbox]").first.check()
+    page.get_by_role("link", name="Open", exact=True).click()
+    page.get_by_role("tab", name="Export").click()
+    with page.expect_download() as caught:
+        page.get_by_role("link", name="HTML report").click()
+    path = tmp_path / "report.html"
+    caught.value.save_as(path)
+    text = path.read_text()
+    assert "Content-Security-Policy" in text and "Activation patching" in text
