@@ -34,8 +34,8 @@ def _spoken(
     return out
 
 
-def _y_title(long_name: str, units: str) -> dict[str, Any]:
-    return {"text": f"{plain(long_name)} ({plain(unit_text(units))})"}
+def _y_title(units: str) -> dict[str, Any]:
+    return {"text": plain(unit_text(units))}
 
 
 def _along(figure: go.Figure, x: Axis) -> None:
@@ -48,7 +48,6 @@ def bars(
     values: np.ndarray,
     x: Axis,
     *,
-    long_name: str,
     units: str,
     error: np.ndarray | None = None,
     interval: Any = None,
@@ -96,7 +95,7 @@ def bars(
             )
         )
     _along(figure, x)
-    figure.update_yaxes(title=_y_title(long_name, units), zeroline=True, tickformat="~g")
+    figure.update_yaxes(title=_y_title(units), zeroline=True, tickformat="~g")
     figure.update_layout(height=380, bargap=0.25, showlegend=False)
     return figure
 
@@ -152,7 +151,7 @@ def curves(
     )
     if numbers and min(numbers) > 0 and max(numbers) / min(numbers) > 200:
         figure.update_xaxes(type="log")
-    figure.update_yaxes(title=_y_title(long_name, units), tickformat="~g")
+    figure.update_yaxes(title=_y_title(units), tickformat="~g")
     figure.update_layout(
         height=400,
         showlegend=lines is not None,
@@ -218,7 +217,7 @@ def whiskers(
         _along(figure, x)
     else:
         figure.update_xaxes(tickvals=[], range=[-1, 1], showgrid=False, zeroline=False)
-    figure.update_yaxes(title=_y_title(long_name, units), tickformat="~g")
+    figure.update_yaxes(title=_y_title(units), tickformat="~g")
     figure.update_layout(
         height=400, showlegend=True, legend={"title": {"text": plain(bound.title)}}
     )

@@ -112,7 +112,7 @@ def plan_of(array: xr.DataArray) -> Plan:
     for pair in SQUARES:
         if set(pair) <= set(dims):
             return _plan("square", pair, dims)
-    return _by_kinds(dims, sizes, bool(array.attrs.get("token_ids")))
+    return _by_kinds(dims, sizes, holds_tokens(array))
 
 
 def _plan(kind: Kind, axes: tuple[str, ...], dims: list[str]) -> Plan:
@@ -129,10 +129,11 @@ def _by_kinds(dims: list[str], sizes: dict[str, int], words: bool) -> Plan:
     main = [d for d in dims if kind_of(d) != "selector"]
     if not main:
         main = [d for d in dims if kind_of(d) == "selector"]
-    if words and "top" in dims:
-        rows = [d for d in main if d != "top"] or [d for d in dims if d != "top"]
+    if words and dims:
+        across = "top" if "top" in dims else main[-1]
+        rows = [d for d in main if d != across] or [d for d in dims if d != across]
         rows.sort(key=lambda d: kind_of(d) != "position")
-        return _plan("words", (*rows[:1], "top"), dims)
+        return _plan("words", (*rows[:1], across), dims)
     if not main:
         return Plan("card", ())
     if len(main) == 1:
@@ -165,6 +166,16 @@ def _stacked(main: list[str], dims: list[str], sizes: dict[str, int]) -> Plan:
         return _plan("grid", (layer, rest), dims)
     others = tuple(d for d in dims if d not in main)
     return Plan("grid", (rest,), others, stack=(layer, head))
+
+
+def holds_tokens(array: xr.DataArray) -> bool:
+    """Whether the numbers are token ids: whole numbers with the unit ``token``."""
+    said = array.attrs.get("token_ids")
+    return (
+        bool(said)
+        if said is not None
+        else (array.attrs.get("units") == "token" and array.dtype.kind in "iu")
+    )
 
 
 def labels_of(array: xr.DataArray, axis: str) -> list[Any]:

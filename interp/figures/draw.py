@@ -128,7 +128,7 @@ def _frame(
             "subtitle": {"text": "<br>".join(quiet)},
         },
         margin={
-            "t": 40 + 20 * len(above) + 18 * len(quiet),
+            "t": 40 + 20 * len(above) + 18 * len(quiet) + (22 if plan.kind == "patterns" else 0),
             "l": 60,
             "r": 20,
             "b": 84 if view.stamp else 60,

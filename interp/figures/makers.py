@@ -14,6 +14,7 @@ from interp.figures.axes import Axis, axis_of, title_of
 from interp.figures.choose import (
     Plan,
     drawn_names,
+    holds_tokens,
     kind_of,
     labels_of,
     narrow,
@@ -190,35 +191,52 @@ def _patterns(
 
 
 def _words(view: View, name: str, array: xr.DataArray, plan: Plan, picked: dict[str, Any]) -> Any:
-    array = array.transpose(*plan.axes) if len(array.dims) == 2 else array.expand_dims("row")
-    first = plan.axes[0] if len(plan.axes) == 2 else "row"
-    y = axis_of(array, first, view.tokens, picked)
-    x = axis_of(array, "top", view.tokens, picked)
+    across = plan.axes[-1]
+    x = axis_of(array, across, view.tokens, picked)
+    if len(plan.axes) == 2:
+        array = array.transpose(*plan.axes)
+        y = axis_of(array, plan.axes[0], view.tokens, picked)
+    else:
+        array = array.expand_dims("row")
+        y = Axis("row", "", [""], {"tickvals": [], "range": [-0.5, 0.5]}, "", [0], [""], [""])
     answers = (view.tokens or {}).get("answers") or {}
     words = [
         [answers.get(int(t), answers.get(str(int(t)), f"#{int(t)}")) for t in row]
         for row in array.values
     ]
-    partner = view.data[name].attrs.get("shade")
+    partner = view.data[name].attrs.get("shade") or _score_of(view, name)
     shade = view.data[partner] if partner in view.data else None
     if shade is not None:
         shade, _ = narrow(shade, {a: v for a, v in picked.items() if a in shade.dims})
         shade = shade.transpose(*[d for d in array.dims if d in shade.dims])
     values = numbers_of(shade).reshape(array.shape) if shade is not None else np.zeros(array.shape)
-    _, units, signed = attrs_of(shade if shade is not None else array, name)
-    cells = grids.Cells(values, y, x, signed, units)
+    _, units, _ = attrs_of(shade, name) if shade is not None else ("", "", False)
+    cells = grids.Cells(values, y, x, False, units)
     figure = grids.word_table(words, cells)
-    return figure, [grids.legend_of(cells, picked)], ("top", first)
+    if shade is None:
+        figure.update_traces(showscale=False)
+    return figure, [grids.legend_of(cells, picked)], (across, y.name)
+
+
+def _score_of(view: View, name: str) -> str | None:
+    """The array that says how much each token counts: same axes, numbers, alike in name first."""
+    dims = view.data[name].dims
+    same = [
+        n
+        for n in drawn_names(view.data)
+        if view.data[n].dims == dims and n != name and not holds_tokens(view.data[n])
+    ]
+    stem = name.removesuffix("_id")
+    return next((n for n in same if n.startswith(stem)), same[0] if same else None)
 
 
 def _bars(view: View, name: str, array: xr.DataArray, plan: Plan, picked: dict[str, Any]) -> Any:
     x = axis_of(array, plan.axes[0], view.tokens, picked)
-    long_name, units, _ = attrs_of(array, name)
+    _, units, _ = attrs_of(array, name)
     error = _beside(view, name, "_se", array, picked)
     figure = charts.bars(
         numbers_of(array),
         x,
-        long_name=long_name,
         units=units,
         error=None if error is None else numbers_of(error),
         interval=_interval(_beside(view, name, "_ci", array, picked)),

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from interp.figures.axes import axis_of, title_of
-from interp.figures.choose import drawn_names, narrow, noise_floor
+from interp.figures.choose import drawn_names, holds_tokens, narrow, noise_floor
 from interp.figures.text import glyphs
 
 if TYPE_CHECKING:
@@ -65,7 +65,7 @@ def table_of(
     error = _like(data, f"{name}_se", array, picked)
     inert = _like(data, "inert", array, picked)
     floor = noise_floor(data, name)
-    answers = (tokens or {}).get("answers") or {} if array.attrs.get("token_ids") else None
+    answers = (tokens or {}).get("answers") or {} if holds_tokens(array) else None
     rows = []
     for k in order:
         at = np.unravel_index(int(k), values.shape) if values.shape else ()

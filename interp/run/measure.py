@@ -22,6 +22,7 @@ from interp.run.machine import (
     versions,
 )
 from interp.run.specs import method_of, spec_of, task_of, tokens_of
+from interp.run.vocabulary import with_vocabulary
 from interp.store import Store, canonical, spec_hash
 from interp.terms import (
     CancelledError,
@@ -223,7 +224,7 @@ class Measurement:
         checks = [*self.model.checks, *recorder.checks]
         provenance = {**self._provenance(), "created": started, **more, **recorder.facts}
         return Result(data, self.spec, json.loads(canonical(provenance)), tuple(checks),
-                      tokens_of(self.task, self.model))
+                      with_vocabulary(tokens_of(self.task, self.model), data, self.model))
 
     def _provenance(self) -> dict[str, Any]:
         method, model, task = self.method, self.model, self.task

@@ -262,3 +262,28 @@ def test_the_table_twin_holds_the_same_numbers_as_plain_text():
     assert whole.rows[1][1] == f"1 {glyphs(HOSTILE[1])}" and whole.rows[1][-1] == "undefined"
     assert {r[-1] for r in whole.rows} == {"", "undefined", "inert", "under the noise floor"}
     assert "&lt;" not in str(whole.rows[1]), escape("<")
+
+
+def test_arrays_of_token_ids_are_recognised_by_their_unit_and_shaded_by_their_score():
+    dims = ("side", "prompt", "position", "top")
+    ids = np.arange(2 * 1 * 2 * 3).reshape(2, 1, 2, 3)
+    data = xr.Dataset(
+        {
+            "token_id": array(ids, dims, units="token", signed=0),
+            "probability": array(ids / 12, dims, signed=0),
+        },
+        coords={"side": ["clean", "corrupt"]},
+    )
+    figure = figures_of(data, tokens=tokens(), selection={"side": "corrupt"})["token_id"]
+    assert figure.layout.meta["kind"] == "words"
+    trace = cells(figure)
+    assert np.allclose(trace.z, ids[1, 0] / 12)
+    assert np.asarray(trace.text)[0, 2] == "$$x$$".replace("$", "&#36;")
+    assert table_of(data, "token_id", tokens=tokens()).rows[7][4] == "\\u0000"
+
+
+def test_a_row_of_token_ids_without_rank_is_words_too():
+    data = xr.Dataset({"v": array(np.array([9, 10]), ("position",), units="token", signed=0)})
+    figure = figures_of(data, tokens=tokens())["v"]
+    assert figure.layout.meta["kind"] == "words" and cells(figure).showscale is False
+    assert list(np.asarray(cells(figure).text)[0]) == ["␣the", "␣the"]
