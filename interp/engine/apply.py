@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from interp.engine.attending import Attention
 from interp.engine.entering import Entrance, Stages
 from interp.engine.lending import Lender
 from interp.engine.packing import (
@@ -23,7 +24,6 @@ from interp.engine.packing import (
     Entry,
     Group,
     Places,
-    Query,
     all_places,
     metric_queries,
 )
@@ -167,47 +167,11 @@ class PackedPass:
         q_NHE = self.lender.edit(layer, "q", q_NHE)
         k_NKE = self.lender.edit(layer, "k", k_NKE)
         v_NKE = self.lender.edit(layer, "v", v_NKE)
-        z_NHE = torch.empty_like(q_NHE)
-        length = self.chunk.bucket.length
-        n = len(self.chunk.bucket)
-        k_PSKE = k_NKE[: n * length].view(n, length, *k_NKE.shape[1:])
-        v_PSKE = v_NKE[: n * length].view(n, length, *v_NKE.shape[1:])
-        every = self.lender.index(np.arange(length))
-        z_NHE[: n * length] = block.attend(
-            q_NHE[: n * length].view(n, length, *q_NHE.shape[1:]), k_PSKE, v_PSKE, every
-        ).reshape(n * length, *q_NHE.shape[1:])
-        for group in (*self.sources, *self.groups):
-            stop = group.offset + len(group.rows) * group.width
-            own = slice(group.offset, stop)
-            keys, values = self._keys(group, k_NKE, v_NKE, k_PSKE, v_PSKE, None)
-            q_RTHE = q_NHE[own].view(len(group.rows), group.width, *q_NHE.shape[1:])
-            position = self.lender.index(np.arange(group.start, group.start + group.width))
-            z_NHE[own] = block.attend(q_RTHE, keys, values, position).reshape(
-                -1, *q_NHE.shape[1:]
-            )
-        del q_NHE, k_NKE, v_NKE
+        attention = Attention(block, self.lender, k_NKE, v_NKE, self.sources, self.groups)
+        z_NHE = attention.everywhere(q_NHE)
+        z_NHE = attention.edit_patterns(layer, q_NHE, z_NHE, self.places)
+        del attention, q_NHE, k_NKE, v_NKE
         return self._tail(layer, block, x_ND, z_NHE, self.places)
-
-    def _keys(
-        self, group: Group, k_NKE: Tensor, v_NKE: Tensor, k_PSKE: Tensor, v_PSKE: Tensor,
-        members: np.ndarray | None,
-    ) -> tuple[Tensor, Tensor]:
-        """Keys and values a group looks at: the base run's before its start, then its own."""
-        stop = group.offset + len(group.rows) * group.width
-        shape = (len(group.rows), group.width, *k_NKE.shape[1:])
-        k_RSKE = k_NKE[group.offset : stop].view(shape)
-        v_RSKE = v_NKE[group.offset : stop].view(shape)
-        prompts = group.prompts
-        if members is not None and len(members) < len(group.rows):
-            chosen = self.lender.index(members)
-            k_RSKE, v_RSKE, prompts = k_RSKE[chosen], v_RSKE[chosen], prompts[members]
-        if group.start == 0:
-            return k_RSKE, v_RSKE
-        who = self.lender.index(prompts)
-        return (
-            torch.cat([k_PSKE[who, : group.start], k_RSKE], 1),
-            torch.cat([v_PSKE[who, : group.start], v_RSKE], 1),
-        )
 
     def _last_layer(
         self, layer: int, block: Block, x_ND: Tensor
@@ -222,30 +186,11 @@ class PackedPass:
         x_MD = x_ND[self.lender.index(tokens)]
         q_MHE = block.queries(x_MD, self.lender.index(positions))
         q_MHE = self.lender.edit(layer, "q", q_MHE, here)
-        length, n = self.chunk.bucket.length, len(self.chunk.bucket)
-        k_PSKE = k_NKE[: n * length].view(n, length, *k_NKE.shape[1:])
-        v_PSKE = v_NKE[: n * length].view(n, length, *v_NKE.shape[1:])
-        z_MHE = torch.empty_like(q_MHE)
-        for query in queries:
-            keys, values = self._keys_of(query, k_NKE, v_NKE, k_PSKE, v_PSKE)
-            rows, width = len(query.members), len(query.position)
-            own = slice(query.offset, query.offset + rows * width)
-            z_MHE[own] = block.attend(
-                q_MHE[own].view(rows, width, *q_MHE.shape[1:]), keys, values,
-                self.lender.index(query.position),
-            ).reshape(-1, *q_MHE.shape[1:])
+        attention = Attention(block, self.lender, k_NKE, v_NKE, self.sources, self.groups)
+        z_MHE = attention.at_metric(q_MHE, queries)
+        z_MHE = attention.edit_patterns(layer, q_MHE, z_MHE, here)
         self.places = here
         return self._tail(layer, block, x_MD, z_MHE, here)
-
-    def _keys_of(
-        self, query: Query, k_NKE: Tensor, v_NKE: Tensor, k_PSKE: Tensor, v_PSKE: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        if query.group is None:
-            if len(query.members) == len(k_PSKE):
-                return k_PSKE, v_PSKE
-            who = self.lender.index(query.members)
-            return k_PSKE[who], v_PSKE[who]
-        return self._keys(query.group, k_NKE, v_NKE, k_PSKE, v_PSKE, query.members)
 
     def _tail(
         self, layer: int, block: Block, x_ND: Tensor, z_NHE: Tensor, here: Places

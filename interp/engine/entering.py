@@ -128,8 +128,10 @@ class Entrance:
         """
         mlp_MD = mlp_ND[self.base]
         mlp_MD[: len(fresh_MD)] = fresh_MD
-        edits = self._edits("mlp_post", "neuron")
-        if edits is not None:
+        for which in ("all", "unit"):
+            edits = self._edits("mlp_post", which)
+            if edits is None:
+                continue
             slots, inverse = np.unique(self._slots(edits).cpu().numpy(), return_inverse=True)
             tokens = self.lender.index(slots)
             read_MD = read_ND[self.base[tokens]] if self.block.parallel else mid_MD[tokens]

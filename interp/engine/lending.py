@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from interp.engine.packing import Chunk, Places
+from interp.engine.packing import WHICH, Chunk, Places
 from interp.engine.plans import ARRAY, SOURCE, ZERO, TokenEdits
 from interp.terms import Block
 
@@ -69,9 +69,8 @@ class Lender:
             value[self.index(np.flatnonzero(kind == ZERO))] = 0
         for a in np.unique(array[kind == ARRAY]):
             which = np.flatnonzero((kind == ARRAY) & (array == a))
-            value[self.index(which)] = self._given(
-                self.arrays[a], self.chunk.bucket.rows[self.chunk.prompt[row[which]]],
-                position[which], value.shape[1:],
+            value[self.index(which)] = self.given(
+                a, self.chunk.prompt[row[which]], position[which], value.shape[1:]
             )
         add = np.asarray(edits.add)
         if add.any():
@@ -82,8 +81,8 @@ class Lender:
         return value, current
 
     def _picker(self, edits: TokenEdits) -> Any:
-        head, neuron = np.asarray(edits.head), np.asarray(edits.neuron)
-        part = head if (head >= 0).any() else neuron
+        head, unit = np.asarray(edits.head), np.asarray(edits.unit)
+        part = head if (head >= 0).any() else unit
         if (part < 0).all():
             return lambda stage, index: stage[index]
         part_index = self.index(part)
@@ -91,10 +90,11 @@ class Lender:
             stage[index, part_index] if stage.ndim > 2 else stage[index, part_index][:, None]
         )
 
-    def _given(
-        self, array: Tensor, prompt: np.ndarray, position: np.ndarray, shape: torch.Size
+    def given(
+        self, index: int, prompt: np.ndarray, position: np.ndarray, shape: torch.Size
     ) -> Tensor:
-        """Entries of an array that broadcasts to ``[task prompt, position, …]``."""
+        """Entries of a given array, which broadcasts to ``[task prompt, position, …]``."""
+        array, prompt = self.arrays[index], self.chunk.bucket.rows[prompt]
         if array.ndim < len(shape) + 2:
             array = array.reshape(*[1] * (len(shape) + 2 - array.ndim), *array.shape)
         p = self.index(prompt if array.shape[0] > 1 else np.zeros_like(prompt))
@@ -105,7 +105,7 @@ class Lender:
         """Edits of rows that are live already, on all their tokens of this layer."""
         here = here or self.places
         assert here is not None
-        for which in ("head", "neuron", "all"):
+        for which in WHICH:
             edits = self.chunk.edits(layer, kind, "live", which)
             if edits is None:
                 continue
@@ -122,7 +122,7 @@ class Lender:
             if which == "all":
                 stage = stage.index_put((own,), value)
             else:
-                part = edits.head if which == "head" else edits.neuron
+                part = edits.head if which == "head" else edits.unit
                 value = value[:, 0] if stage.ndim == 2 else value
                 stage = stage.index_put((own, self.index(np.asarray(part))), value)
         return stage
@@ -135,7 +135,7 @@ class Lender:
 
         Args:
             block: the layer.
-            edits: of single neurons; several may fall on one token.
+            edits: of single neurons (several may fall on one token) or of all of a token.
             read_MD: what the MLP reads at each edited token (each once).
             read_ND: what it reads at every packed token, where lent values come from.
             here: where those lie.
@@ -147,23 +147,30 @@ class Lender:
                         here.base[prompt, position])
         neurons_MF = block.neurons(read_MD)
         lenders, inverse = np.unique(lent, return_inverse=True)
-        lent_LF = block.neurons(read_ND[self.index(lenders)])
-        part, own = self.index(np.asarray(edits.neuron)), self.index(token)
-        value, _ = self.resolve(
-            edits, lent_LF[self.index(inverse), part][:, None], neurons_MF[own, part][:, None]
-        )
-        neurons_MF = neurons_MF.index_put((own, part), value[:, 0])
+        lent_LF = block.neurons(read_ND[self.index(lenders)])[self.index(inverse)]
+        own = self.index(token)
+        if edits.unit[0] < 0:
+            neurons_MF[own], _ = self.resolve(edits, lent_LF, neurons_MF[own])
+        else:
+            part = self.index(np.asarray(edits.unit))
+            each = torch.arange(len(row), device=self.device)
+            value, _ = self.resolve(
+                edits, lent_LF[each, part][:, None], neurons_MF[own, part][:, None]
+            )
+            neurons_MF[own, part] = value[:, 0]
         return block.add_mlp(block.mlp_sum(neurons_MF))
 
     def edit_neurons(
         self, layer: int, block: Block, read_ND: Tensor, mlp_ND: Tensor, here: Places
     ) -> Tensor:
         """Neuron edits of live rows: their tokens' MLP is computed again."""
-        edits = self.chunk.edits(layer, "mlp_post", "live", "neuron")
-        if edits is None:
-            return mlp_ND
-        own = here.row(np.asarray(edits.row), np.asarray(edits.position))
-        tokens, inverse = np.unique(own, return_inverse=True)
-        index = self.index(tokens)
-        value = self.with_neurons(block, edits, read_ND[index], read_ND, here, inverse)
-        return mlp_ND.index_put((index,), value)
+        for which in ("all", "unit"):
+            edits = self.chunk.edits(layer, "mlp_post", "live", which)
+            if edits is None:
+                continue
+            own = here.row(np.asarray(edits.row), np.asarray(edits.position))
+            tokens, inverse = np.unique(own, return_inverse=True)
+            index = self.index(tokens)
+            value = self.with_neurons(block, edits, read_ND[index], read_ND, here, inverse)
+            mlp_ND = mlp_ND.index_put((index,), value)
+        return mlp_ND

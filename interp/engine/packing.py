@@ -14,6 +14,9 @@ import numpy as np
 from interp.engine.buckets import Bucket
 from interp.engine.plans import MID, POST, PRE, Row, TokenEdits
 
+WHICH = ("head", "unit", "all")
+"""What an edit selects: one head (and perhaps a key), one unit of all heads, or the whole value."""
+
 
 @dataclass(eq=False)
 class Group:
@@ -94,13 +97,13 @@ class Chunk:
         self._edits: dict[tuple[int, str, str, str], TokenEdits] = {}
         for r, row in enumerate(self.rows):
             for part in row.parts:
-                layer, kind, head, neuron = part[:4]
-                which = "head" if head >= 0 else "neuron" if neuron >= 0 else "all"
+                layer, kind, head, unit = part[:4]
+                which = "head" if head >= 0 else "unit" if unit >= 0 else "all"
                 key = (layer, kind, _when(row, layer, kind), which)
                 self._edits.setdefault(key, TokenEdits()).extend(r, part)
 
     def edits(self, layer: int, kind: str, when: str, which: str) -> TokenEdits | None:
-        """Edits of a layer and kind: ``when`` is ``entry``, ``admit`` or ``live``."""
+        """Edits of a layer and kind; ``when`` is ``entry``, ``admit`` or ``live``."""
         return self._edits.get((layer, kind, when, which))
 
     def static_tokens(self) -> tuple[np.ndarray, np.ndarray]:
@@ -165,7 +168,7 @@ class Chunk:
     def _tokens(self, layer: int, kinds: Sequence[str]) -> dict[tuple[int, int], None]:
         found: dict[tuple[int, int], None] = {}
         for kind in kinds:
-            for which in ("head", "neuron", "all"):
+            for which in WHICH:
                 edits = self.edits(layer, kind, "entry", which)
                 if edits is not None:
                     found.update(dict.fromkeys(zip(edits.row, edits.position, strict=True)))

@@ -184,8 +184,8 @@ def _part(value: Tensor, site: Site) -> Tensor:
     """The head or neuron a site selects, of ``[prompt, position, *site dims]``."""
     for index in (site.head, site.neuron):
         if index is not None:
-            return value[:, :, index]
-    return value
+            value = value[:, :, index]
+    return value if site.key is None else value[..., site.key]
 
 
 def read_values(

@@ -17,7 +17,7 @@ from interp.engine.buckets import Bucket
 from interp.terms import Edit, PromptPairs, Site, UsageError
 
 PRE = ("embed", "resid_pre")
-INNER = ("q", "k", "v")
+INNER = ("q", "k", "v", "pattern")
 MID = ("z", "attn_out", "resid_mid")
 POST = ("mlp_post", "mlp_out", "resid_post")
 DRIVEN = (*PRE, *INNER, *MID, *POST)
@@ -48,7 +48,8 @@ class Row:
         prompt: index in the bucket.
         start: first position it carries.
         live: boundary from which it carries tokens of its own (n_layers: only the final norm).
-        parts: its edits as ``(layer, kind, head, neuron, positions, value, array, mode)``.
+        parts: its edits as ``(layer, kind, head, unit, positions, value, array, add)``; ``unit`` is
+            a neuron, or the key of a pattern entry.
     """
 
     cell: int
@@ -83,7 +84,8 @@ class TokenEdits:
     """Edits of one layer and kind, flattened to tokens, for rows of a chunk.
 
     Args:
-        row: row in the chunk; position: in the prompt; head, neuron: -1 for all.
+        row: row in the chunk; position: in the prompt; head: -1 for all.
+        unit: neuron, or key of a pattern entry; -1 for all.
         value: ``SOURCE``, ``ZERO``, ``BASE`` or ``ARRAY``; array: index in the chunk's arrays.
         add: whether the value is added.
     """
@@ -91,19 +93,19 @@ class TokenEdits:
     row: list[int] = field(default_factory=list)
     position: list[int] = field(default_factory=list)
     head: list[int] = field(default_factory=list)
-    neuron: list[int] = field(default_factory=list)
+    unit: list[int] = field(default_factory=list)
     value: list[int] = field(default_factory=list)
     array: list[int] = field(default_factory=list)
     add: list[bool] = field(default_factory=list)
 
     def extend(self, row: int, part: tuple[Any, ...]) -> None:
         """Append one row's part, a token at a time."""
-        _, _, head, neuron, positions, value, array, add = part
+        _, _, head, unit, positions, value, array, add = part
         n = len(positions)
         self.row += [row] * n
         self.position += [int(p) for p in positions]
         self.head += [head] * n
-        self.neuron += [neuron] * n
+        self.unit += [unit] * n
         self.value += [value] * n
         self.array += [array] * n
         self.add += [add] * n
@@ -148,8 +150,9 @@ def _part(
             arrays.append(edit.with_)
             index = len(arrays) - 1
     head = -1 if site.head is None else site.head
-    neuron = -1 if site.neuron is None else site.neuron
-    return (layer, site.kind, head, neuron, places, value, index, edit.mode == "add")
+    unit = site.key if site.kind == "pattern" else site.neuron
+    unit = -1 if unit is None else unit
+    return (layer, site.kind, head, unit, places, value, index, edit.mode == "add")
 
 
 def _reaching(part: tuple[Any, ...], bucket: Bucket, prompt: int, n_layers: int) -> np.ndarray:

@@ -73,6 +73,64 @@ def test_a_sweep_equals_one_forward_a_cell(models: Any, family: str, kind: str, 
     assert not found.undefined.any()
 
 
+@pytest.mark.parametrize("direction", ["denoising", "noising"])
+@pytest.mark.parametrize("kind", ["q", "k", "v"])
+@pytest.mark.parametrize("family", FAMILY_NAMES)
+def test_queries_keys_and_values_equal_the_twin(models: Any, family: str, kind: str,
+                                                direction: str) -> None:
+    module, model = models[family]
+    pairs = pairs_for(VOCAB, n=3, length=8)
+    base, source = tensors(pairs, direction)
+    heads = model.shape.n_heads if kind == "q" else model.shape.n_kv_heads
+    wanted, cells = [], []
+    for layer, position, head in itertools.product((0, 1, 3), (2, 5, 7, None), (0, heads - 1)):
+        cells.append(cell(kind, layer, position, head))
+        logits = twin.patched_qkv_logits(module, family, base, source, kind, layer, head,
+                                         n_heads=heads, position=position)
+        wanted.append(scores(logits, pairs))
+    found = sweep(model, pairs, cells, Remembering(), direction=direction)
+    same(found.patched, np.stack(wanted), scores(module(base).logits, pairs), 1e-9)
+
+
+@pytest.mark.parametrize("family", FAMILY_NAMES)
+def test_patterns_equal_the_twin_by_row_and_by_entry(models: Any, family: str) -> None:
+    module, model = models[family]
+    usual = module.config._attn_implementation
+    module.set_attn_implementation("eager")  # gives its patterns out, some in float32
+    try:
+        pairs = pairs_for(VOCAB, n=3, length=8)
+        base, source = tensors(pairs, "denoising")
+        wanted, cells = [], []
+        for layer, query, head, key in itertools.product((0, 2, 3), (5, 7), (0, 4), (None, 4)):
+            site = Site("pattern", layer=layer, head=head, position=query, key=key)
+            cells.append(Cell((Edit(site),)))
+            logits = twin.patched_pattern_logits(module, family, base, source, layer, head, query,
+                                                 n_heads=HEADS, key=key)
+            wanted.append(scores(logits, pairs))
+        found = sweep(model, pairs, cells, Remembering())
+        base_scores = scores(module(base).logits, pairs)
+        assert np.abs(np.stack(wanted) - base_scores).max() > 0.05
+        np.testing.assert_allclose(found.patched, np.stack(wanted), rtol=0, atol=2e-5)
+    finally:
+        module.set_attn_implementation(usual)
+
+
+@pytest.mark.parametrize("family", FAMILY_NAMES)
+def test_a_groups_patterns_and_values_are_its_heads(models: Any, family: str) -> None:
+    _, model = models[family]
+    pairs = pairs_for(VOCAB)
+    shape = model.shape
+    size = shape.n_heads // shape.n_kv_heads
+    for layer in (1, 3):
+        heads = range(size)  # the query heads of key/value head 0
+        both = [Edit(Site("v", layer=layer, head=0))] + [
+            Edit(Site("pattern", layer=layer, head=h)) for h in heads]
+        whole = [Edit(Site("z", layer=layer, head=h)) for h in heads]
+        found = sweep(model, pairs, [Cell(tuple(both)), Cell(tuple(whole))], Remembering())
+        assert np.abs(found.patched[1] - found.base).max() > 1e-3
+        np.testing.assert_allclose(found.patched[0], found.patched[1], rtol=0, atol=1e-9)
+
+
 @pytest.mark.parametrize("family", FAMILY_NAMES)
 def test_patching_every_position_gives_the_source_run(models: Any, family: str) -> None:
     _, model = models[family]

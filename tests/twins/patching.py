@@ -37,6 +37,15 @@ PARTS: dict[str, dict[str, str]] = {
 }
 """Family -> where things are. ``attn`` and ``mlp`` give what is added to the residual."""
 
+PROJECTIONS: dict[str, tuple[str, ...]] = {
+    "gpt2": ("attn.c_attn",), "gpt_neox": ("attention.query_key_value",),
+    "gpt_neo": tuple(f"attn.attention.{x}_proj" for x in "qkv"),
+    **{name: tuple(f"self_attn.{x}_proj" for x in "qkv")
+       for name in ("llama", "mistral", "qwen2", "qwen3", "gemma2")},
+    "olmo2": ("self_attn.q_norm", "self_attn.k_norm", "self_attn.v_proj"),  # norms join heads
+}
+"""Family -> query, key and value projections, or the fused one."""
+
 INPUTS = ("resid_pre", "z", "mlp_post")
 
 
@@ -126,6 +135,84 @@ def patched_logits(
 
     with torch.no_grad(), tapped(model, family, kind, layer, put):
         return model(base).logits
+
+
+def _projection(block: Any, family: str, kind: str, n_heads: int) -> tuple[Any, Any]:
+    """The projection of q, k or v and a view of its part, ``[prompt, position, head, width]``.
+
+    Before norms of q and k and before rotary: at one position these act alike on both runs.
+    """
+    names = PROJECTIONS[family]
+    which = "qkv".index(kind)
+    module = block.get_submodule(names[which if len(names) > 1 else 0])
+    if family == "gpt2":
+        return module, lambda x: x.unflatten(-1, (3, n_heads, -1))[..., which, :, :]
+    if family == "gpt_neox":
+        return module, lambda x: x.unflatten(-1, (n_heads, 3, -1))[..., which, :]
+    return module, lambda x: x.unflatten(-1, (n_heads, -1))
+
+
+def patched_qkv_logits(
+    model: Any, family: str, base: Tensor, source: Tensor, kind: str, layer: int, head: int, *,
+    n_heads: int, position: int | None = None,
+) -> Tensor:
+    """Logits of the base run with one head's queries, keys or values from the source run."""
+    block = model.get_submodule(PARTS[family]["layers"])[layer]
+    module, part = _projection(block, family, kind, n_heads)
+    kept: list[Tensor] = []
+    where = slice(None) if position is None else slice(position, position + 1)
+
+    def put(_: Any, __: Any, output: Tensor) -> Tensor:
+        output = output.clone()
+        if not kept:
+            kept.append(output)
+        part(output)[:, where, head] = part(kept[0])[:, where, head]
+        return output
+
+    with torch.no_grad():
+        handle = module.register_forward_hook(put)
+        try:
+            model(source)
+            return model(base).logits
+        finally:
+            handle.remove()
+
+
+def patched_pattern_logits(
+    model: Any, family: str, base: Tensor, source: Tensor, layer: int, head: int, query: int, *,
+    n_heads: int, key: int | None = None,
+) -> Tensor:
+    """Logits of the base run with one row (or entry) of a head's pattern from the source run.
+
+    The model must be loaded with eager attention, which gives its patterns out; the change of the
+    pattern times the base run's values is added to the head's output.
+    """
+    block = model.get_submodule(PARTS[family]["layers"])[layer]
+    attention = block.get_submodule(
+        {"gpt2": "attn", "gpt_neo": "attn.attention", "gpt_neox": "attention"}.get(
+            family, "self_attn"))
+    rows: list[Tensor] = []
+    values: list[Tensor] = []
+    config = model.config
+    groups = getattr(config, "num_key_value_heads", None) or n_heads
+    module, part = _projection(block, family, "v", groups)
+    handles = [
+        attention.register_forward_hook(lambda _, __, out: rows.append(out[1].detach())),
+        module.register_forward_hook(lambda _, __, out: values.append(part(out).detach())),
+    ]
+    with torch.no_grad():
+        model(source)
+        model(base)
+    for handle in handles:
+        handle.remove()
+    change = (rows[0] - rows[1])[:, head, query].to(values[1])
+    if key is not None:
+        change = torch.zeros_like(change).index_copy(1, torch.tensor([key]), change[:, [key]])
+    v = values[1][:, :, head * groups // n_heads]
+    z = read(model, family, "z", layer, base)
+    width = z.shape[-1] // n_heads
+    z[:, query, head * width : (head + 1) * width] += torch.einsum("bs,bse->be", change, v)
+    return patched_logits(model, family, base, None, "z", layer, position=query, value=z)
 
 
 def logit_diff(logits: Tensor, right: list[list[int]], wrong: list[list[int]]) -> Tensor:
