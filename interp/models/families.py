@@ -268,11 +268,11 @@ def layer_facts(family: Family, config: Any, layer: int) -> LayerFacts:
             scale /= layer + 1
     elif family.name == "gemma2":
         scale = float(config.query_pre_attn_scalar) ** -0.5
-    kinds = getattr(config, "layer_types", None)
-    if kinds and kinds[layer] == "sliding_attention":
-        window = getattr(config, "sliding_window", None)
-    elif not kinds and family.name == "mistral":
-        window = getattr(config, "sliding_window", None)
+    if family.name == "mistral":  # every layer, whatever its config says of layer types
+        window = config.sliding_window
+    elif family.name in ("qwen2", "qwen3", "gemma2"):
+        sliding = config.layer_types[layer] == "sliding_attention"
+        window = config.sliding_window if sliding else None
     return LayerFacts(window, scale, getattr(config, "attn_logit_softcapping", None))
 
 

@@ -34,6 +34,7 @@ VARIANTS = [
         "rope_type": "yarn", "rope_theta": 100.0, "factor": 4.0,
         "original_max_position_embeddings": 16}}),
     ("mistral", {"sliding_window": None}),
+    ("mistral", {"sliding_window": 3, "layer_types": ["full_attention"] * 4}),
     ("qwen2", {"use_sliding_window": True, "sliding_window": 4, "max_window_layers": 2}),
     ("qwen3", {"use_sliding_window": True, "sliding_window": 4, "max_window_layers": 1,
                "attention_bias": True}),
