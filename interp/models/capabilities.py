@@ -40,6 +40,8 @@ def transformer_capabilities(family: Family, config: Any, backend: str) -> tuple
         backend: name of the back-end.
     """
     reasons = dict(GENERAL)
+    if backend == "torch_module":
+        reasons.pop("module")
     for kind, (name, reason) in NORMS.items():
         if getattr(family, name) is None:
             reasons[kind] = f"{family.architecture} has {reason}."

@@ -32,8 +32,8 @@ RANK = {
 
 
 SENT = (
-    "interp.models.nnsight_adapter", "interp.models.taps", "interp.terms.sites",
-    "interp.terms.edits", "interp.terms.errors",
+    "interp.models.nnsight_adapter", "interp.models.taps", "interp.models.layouts",
+    "interp.terms.sites", "interp.terms.edits", "interp.terms.errors",
 )
 """Files whose functions travel with a remote run, which knows nothing of this package."""
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -19,10 +20,12 @@ from interp.models.adapter import Adapter, first_tensor
 from interp.models.attention import show_patterns
 from interp.models.capabilities import module_capabilities
 from interp.models.graph import Graph, graph_of
+from interp.models.layouts import Divisor
 from interp.models.loading import read_device, read_dtype
 from interp.models.site_map import read_site_map
-from interp.models.taps import Divisor, Tap
+from interp.models.taps import Tap
 from interp.models.tensors import hash_module
+from interp.models.tokenizer import TextTokenizer, open_tokenizer
 from interp.models.transformer import TransformerModel, norm_eps
 from interp.terms import (
     Capability,
@@ -45,7 +48,7 @@ def wrap(
     site_map: Mapping[str, Any] | None = None,
     device: str | None = None,
     dtype: str | None = None,
-    tokenizer: Tokenizer | None = None,
+    tokenizer: Any = None,
     loaded: Loaded | None = None,
     verify: bool = True,
 ) -> Adapter:
@@ -57,7 +60,7 @@ def wrap(
         site_map: site kind -> where it stands (``site_map.py`` says how it is written).
         device: where it runs; None leaves it.
         dtype: floating type of parameters and inputs; None leaves it.
-        tokenizer: text to token ids, where the network reads text.
+        tokenizer: a Hugging Face tokenizer or the folder of one, where the network reads text.
         loaded: a checkpoint of a known family; its sites are then known without a map.
         verify: run the self-checks.
 
@@ -79,7 +82,9 @@ def wrap(
     own = copy.deepcopy(module).eval()
     kind = None if dtype is None else read_dtype(dtype)
     own = own.to(device=None if device is None else read_device(device), dtype=kind)
-    model = TorchModule(own, example, site_map, tokenizer)
+    model = TorchModule(own, example, site_map)
+    if tokenizer is not None:
+        model.tokenizer = _reader(tokenizer, model.shape.vocab)
     if verify:
         model.checks = self_checks(model, model.example, model.reference)
     return model
@@ -95,10 +100,9 @@ class TorchModule(Adapter):
         module: nn.Module,
         example: Any,
         site_map: Mapping[str, Any] | None = None,
-        tokenizer: Tokenizer | None = None,
     ) -> None:
         self._module = module
-        self.tokenizer = tokenizer
+        self.tokenizer: Tokenizer | None = None
         self.map = read_site_map(site_map, module)
         self.weight_hash = hash_module(module)
         self.id = f"module:{type(module).__name__}"
@@ -249,6 +253,15 @@ class TorchModule(Adapter):
         if what == "position" and self.reference.dim() < 3 and given is not None:
             raise UsageError("This network's output has no positions to choose.")
         return super()._indices(given, size, what)
+
+
+def _reader(tokenizer: Any, vocab: int) -> Tokenizer:
+    """A tokenizer of ours from what a person has."""
+    if isinstance(tokenizer, (str, Path)):
+        tokenizer = open_tokenizer(tokenizer)
+    if hasattr(tokenizer, "texts"):
+        return tokenizer
+    return TextTokenizer(tokenizer, default_bos=False, vocab=vocab)
 
 
 class HookedTransformerModule(TransformerModel):

@@ -13,9 +13,10 @@ from interp.models.attention import CHILD
 from interp.models.blocks import ModelBlocks
 from interp.models.capabilities import transformer_capabilities
 from interp.models.families import shape_of
-from interp.models.taps import Divisor, Layout, Tap
+from interp.models.layouts import Divisor, Layout
+from interp.models.taps import Tap
 from interp.models.weights import ModelWeights
-from interp.terms import Capability, Site
+from interp.terms import Capability, Site, unknown_name
 
 if TYPE_CHECKING:
     from interp.models.loading import Loaded
@@ -79,6 +80,11 @@ class TransformerModel(Adapter):
     def _tap(self, site: Site) -> Tap:
         """On the Hugging Face module as it is; a wrapper that rearranges it says otherwise."""
         kind, family = site.kind, self.family
+        if kind == "module":
+            parts = dict(self._module.named_modules())
+            if site.path not in parts:
+                raise unknown_name("part of the module", str(site.path), parts)
+            return Tap(parts[site.path])
         if kind == "ln_final_scale":
             norm = self._module.get_submodule(family.final_norm)
             return Tap(norm, divisor=self.divisor_of(kind, norm))

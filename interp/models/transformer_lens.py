@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from interp.models.taps import Divisor, Layout, Tap
+from interp.models.layouts import Divisor, Layout
+from interp.models.taps import Tap
 from interp.models.transformer import SCALES, TransformerModel
 from interp.terms import Site
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from interp.terms import KINDS, CapabilityError, Site
+from interp.terms import KINDS, CapabilityError, Site, UsageError
 from tests.models.wrapped import FAMILY_NAMES, prompts, wrapped
 
 NEVER = {
@@ -37,6 +37,8 @@ REFUSED: dict[str, dict[str, str]] = {
 def test_every_refusal_stands_in_the_table(family: str, backend: str):
     model = wrapped(family, backend)
     wanted = {**NEVER, **REFUSED[family]}
+    if backend == "torch_module":
+        del wanted["module"]
     refused = {c.name: c.reason for c in model.capabilities() if not c.ok}
     assert set(refused) == set(wanted)
     for name, word in wanted.items():
@@ -55,6 +57,14 @@ def test_what_the_table_allows_is_listed_and_read_and_what_it_refuses_says_why(f
             model.run(tokens, read=[Site(kind, layer=0)])
     with pytest.raises(CapabilityError, match="not only linear"):
         model.graph()
+
+
+def test_any_module_of_a_checkpoint_is_read_by_path_under_plain_hooks():
+    model, tokens = wrapped("llama", "torch_module"), prompts(1, 6)
+    gate = Site("module", path="model.layers.1.mlp.gate_proj")
+    assert model.run(tokens, read=[gate]).reads[gate].shape == (1, 6, model.shape.d_mlp)
+    with pytest.raises(UsageError, match="gate_proj"):
+        model.run(tokens, read=[Site("module", path="model.layers.1.mlp.gate_pro")])
 
 
 def test_a_sequential_neox_has_the_residual_between_its_sublayers():

@@ -13,6 +13,7 @@ import torch
 
 from interp.models import load_model
 from interp.models.checks import self_checks, spread, tolerance
+from interp.models.layouts import Layout
 from interp.models.taps import Tap
 from interp.terms import Edit, Site
 from tests.models.wrapped import hard_model, prompts, wrapped
@@ -122,8 +123,6 @@ def test_an_edit_that_nothing_reads_turns_edits_fire_amber(model: Any):
     def call(*args: Any) -> Any:
         idle(torch.zeros(args[0].shape[0], 1, 1, args[0].shape[1]))  # is reached, feeds nothing
         return right(*args)
-
-    from interp.models.taps import Layout
 
     model._call = call
     try:

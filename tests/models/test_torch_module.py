@@ -307,6 +307,20 @@ def test_a_mapped_transformer_writes_on():
     assert model.generate([1, 2], max_tokens=4) == text[2:]
 
 
+def test_a_text_goes_through_the_tokenizer_that_came_with_the_module():
+    from tokenizers import Tokenizer
+    from tokenizers.models import WordLevel
+    from tokenizers.pre_tokenizers import Whitespace
+    from transformers import PreTrainedTokenizerFast
+
+    words = Tokenizer(WordLevel({w: i for i, w in enumerate("abcdefghijk")}, unk_token="k"))
+    words.pre_tokenizer = Whitespace()
+    model = mapped(tiny(), tokenizer=PreTrainedTokenizerFast(tokenizer_object=words))
+    assert torch.equal(model.run("b f c").logits, model.run([[1, 5, 2]]).logits)
+    with pytest.raises(CapabilityError, match="no tokenizer"):
+        mapped(tiny()).run("b f c")
+
+
 def test_mapped_norms_give_their_divisors():
     class Normed(nn.Module):
         def __init__(self) -> None:
