@@ -124,7 +124,7 @@ def _cell(value: Any) -> str:
     if value is None:
         return ""
     if isinstance(value, float):
-        return f"{value:.4g}"
+        return "undefined" if value != value else f"{value:.4g}"
     return str(value).replace("\t", "⇥").replace("\n", "⏎")
 
 

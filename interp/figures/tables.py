@@ -72,7 +72,8 @@ def table_of(
         row: list[Any] = [a.raw[i] for a, i in zip(axes, at, strict=True)]
         row.append(_value(flat[k], answers))
         if error is not None:
-            row.append(_value(error[at], None))
+            spread = float(error[at])
+            row.append(spread if np.isfinite(spread) else "")
         row.append(_note(flat[k], inert[at] if inert is not None else False, floor))
         rows.append(tuple(glyphs_of(c) for c in row))
     columns = [title_of(str(d)) for d in array.dims] + ["value"]
