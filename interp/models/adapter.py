@@ -274,7 +274,7 @@ class Adapter:
                     f"Token ids are whole numbers; {inputs.dtype} was given.",
                     remedy="Give ids [batch, position], or a text.",
                 )
-        tokens = torch.as_tensor(inputs, device=self.device)
+        tokens = torch.as_tensor(inputs)  # looked at where it is: no wait for an accelerator
         if tokens.is_floating_point() or tokens.dim() not in (1, 2) or tokens.numel() == 0:
             raise UsageError(
                 f"Token ids are whole numbers [batch, position]; {tuple(tokens.shape)} "
@@ -283,7 +283,7 @@ class Adapter:
         tokens = tokens.long()
         tokens = tokens[None] if tokens.dim() == 1 else tokens
         self._check_tokens(tokens)
-        return tokens
+        return tokens.to(self.device)
 
     def _check_tokens(self, tokens: Tensor) -> None:
         low, high = int(tokens.min()), int(tokens.max())
