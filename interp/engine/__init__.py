@@ -15,7 +15,22 @@ from interp.engine.sweeps import Estimate, estimate, sweep
 from interp.engine.undriven import Sweep, undriven
 
 __all__ = [
-    "METRICS", "Cell", "Estimate", "Metric", "Sweep", "answers", "estimate", "head_writing",
-    "likeliest", "metric_named", "plain_metrics", "plain_source", "read_values",
-    "run_probabilities", "run_reads", "score_answers", "sweep", "undriven",
+    "METRICS",
+    "Cell",
+    "Estimate",
+    "Metric",
+    "Sweep",
+    "answers",
+    "estimate",
+    "head_writing",
+    "likeliest",
+    "metric_named",
+    "plain_metrics",
+    "plain_source",
+    "read_values",
+    "run_probabilities",
+    "run_reads",
+    "score_answers",
+    "sweep",
+    "undriven",
 ]

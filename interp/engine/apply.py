@@ -63,7 +63,10 @@ class PackedPass:
     """
 
     def __init__(
-        self, blocks: Blocks, chunk: Chunk, arrays: Sequence[Any],
+        self,
+        blocks: Blocks,
+        chunk: Chunk,
+        arrays: Sequence[Any],
         on_layer: Callable[[float], None] = lambda _: None,
     ) -> None:
         self.blocks, self.chunk, self.on_layer = blocks, chunk, on_layer
@@ -252,4 +255,3 @@ class PackedPass:
                 row[r, at[r] == p] = i
             out_MD = torch.cat([out_MD, value])
         return Final(out_MD, base, self.source_at, row, self.lender.moved.cpu().numpy())
-

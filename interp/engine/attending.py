@@ -29,8 +29,13 @@ class Attention:
     """
 
     def __init__(
-        self, block: Block, lender: Lender, k_NKE: Tensor, v_NKE: Tensor,
-        sources: Sequence[Group], groups: Sequence[Group],
+        self,
+        block: Block,
+        lender: Lender,
+        k_NKE: Tensor,
+        v_NKE: Tensor,
+        sources: Sequence[Group],
+        groups: Sequence[Group],
     ) -> None:
         self.block, self.lender, self.chunk = block, lender, lender.chunk
         self.k_NKE, self.v_NKE = k_NKE, v_NKE
@@ -46,7 +51,9 @@ class Attention:
         n, length = self.k_PSKE.shape[:2]
         heads = q_NHE.shape[1:]
         z_NHE[: n * length] = self.block.attend(
-            q_NHE[: n * length].view(n, length, *heads), self.k_PSKE, self.v_PSKE,
+            q_NHE[: n * length].view(n, length, *heads),
+            self.k_PSKE,
+            self.v_PSKE,
             self.lender.index(np.arange(length)),
         ).reshape(n * length, *heads)
         for group in (*self.sources, *self.groups):
@@ -65,7 +72,9 @@ class Attention:
             rows, width = len(query.members), len(query.position)
             own = slice(query.offset, query.offset + rows * width)
             z_MHE[own] = self.block.attend(
-                q_MHE[own].view(rows, width, *q_MHE.shape[1:]), keys, values,
+                q_MHE[own].view(rows, width, *q_MHE.shape[1:]),
+                keys,
+                values,
                 self.lender.index(query.position),
             ).reshape(-1, *q_MHE.shape[1:])
         return z_MHE
@@ -138,9 +147,7 @@ class Attention:
         where = self.lender.index(position)[:, None]
         return self.block.pattern(q_MHE[:, None], k_MSKE, where)[:, :, 0]
 
-    def _lent(
-        self, edits: TokenEdits, present_MHS: Tensor, q_NHE: Tensor, here: Places
-    ) -> Tensor:
+    def _lent(self, edits: TokenEdits, present_MHS: Tensor, q_NHE: Tensor, here: Places) -> Tensor:
         """New patterns ``[M, H, S]``: the source run's, zeros, or given ones."""
         row, position = np.asarray(edits.row), np.asarray(edits.position)
         kind, prompt = np.asarray(edits.value), self.chunk.prompt[row]

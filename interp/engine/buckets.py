@@ -112,13 +112,18 @@ def buckets_of(pairs: PromptPairs, direction: Direction, at: int | str = "last")
     out = []
     for _, rows in sorted(found.items()):
         match = [
-            _match(*tokens[i], pairs.span_map[i] if pairs.span_map else None,
-                   flip=base_side == "corrupt")
+            _match(
+                *tokens[i],
+                pairs.span_map[i] if pairs.span_map else None,
+                flip=base_side == "corrupt",
+            )
             for i in rows
         ]
         first = [
-            next((p for p, (a, b) in enumerate(zip(*tokens[i], strict=False)) if a != b),
-                 min(map(len, tokens[i])))
+            next(
+                (p for p, (a, b) in enumerate(zip(*tokens[i], strict=False)) if a != b),
+                min(map(len, tokens[i])),
+            )
             for i in rows
         ]
         out.append(

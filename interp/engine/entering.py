@@ -124,7 +124,9 @@ class Entrance:
         Args:
             mid_MD: what ``mid`` gave.
             fresh_MD: what the MLP adds to the first of them, computed anew.
-            read_ND: what the MLP reads; mlp_ND: what it adds; out_ND: next residual, all tokens.
+            read_ND: what the MLP reads, all tokens.
+            mlp_ND: what it adds.
+            out_ND: the next residual.
         """
         mlp_MD = mlp_ND[self.base]
         mlp_MD[: len(fresh_MD)] = fresh_MD

@@ -44,6 +44,7 @@ class Lender:
         )
 
     def where(self, edits: TokenEdits, here: Places) -> tuple[np.ndarray, np.ndarray, Tensor]:
+        """Row and position of each edited token, and the index of its base run's token."""
         row = np.asarray(edits.row)
         position = np.asarray(edits.position)
         return row, position, self.index(here.base[self.chunk.prompt[row], position])
@@ -54,14 +55,11 @@ class Lender:
         """New and present value of each edited token; notes how far they are apart."""
         row, position = np.asarray(edits.row), np.asarray(edits.position)
         prompt, kind = self.chunk.prompt[row], np.asarray(edits.value)
-        index = np.where(kind == SOURCE, here.source[prompt, position],
-                         here.base[prompt, position])
+        index = np.where(kind == SOURCE, here.source[prompt, position], here.base[prompt, position])
         pick = self._picker(edits)
         return self.resolve(edits, pick(stage, self.index(index)), pick(stage, current_index))
 
-    def resolve(
-        self, edits: TokenEdits, value: Tensor, current: Tensor
-    ) -> tuple[Tensor, Tensor]:
+    def resolve(self, edits: TokenEdits, value: Tensor, current: Tensor) -> tuple[Tensor, Tensor]:
         """Zeros, arrays and additions in place of lent values; notes how far they move."""
         row, position = np.asarray(edits.row), np.asarray(edits.position)
         kind, array = np.asarray(edits.value), np.asarray(edits.array)
@@ -128,7 +126,12 @@ class Lender:
         return stage
 
     def with_neurons(
-        self, block: Block, edits: TokenEdits, read_MD: Tensor, read_ND: Tensor, here: Places,
+        self,
+        block: Block,
+        edits: TokenEdits,
+        read_MD: Tensor,
+        read_ND: Tensor,
+        here: Places,
         token: np.ndarray,
     ) -> Tensor:
         """What the MLP adds to tokens whose neurons are edited.
@@ -143,8 +146,7 @@ class Lender:
         """
         row, position = np.asarray(edits.row), np.asarray(edits.position)
         prompt, kind = self.chunk.prompt[row], np.asarray(edits.value)
-        lent = np.where(kind == SOURCE, here.source[prompt, position],
-                        here.base[prompt, position])
+        lent = np.where(kind == SOURCE, here.source[prompt, position], here.base[prompt, position])
         neurons_MF = block.neurons(read_MD)
         lenders, inverse = np.unique(lent, return_inverse=True)
         lent_LF = block.neurons(read_ND[self.index(lenders)])[self.index(inverse)]

@@ -186,8 +186,12 @@ def chunk_of(rows: Sequence[Row], bucket: Bucket, n_layers: int) -> Chunk:
     needed = np.unique([r.prompt for r in rows])
     needed = needed[np.argsort(bucket.first[needed], kind="stable")]
     place = {int(p): i for i, p in enumerate(needed)}
-    small = Bucket(*(getattr(bucket, f)[needed] for f in (
-        "rows", "base", "source", "first", "match", "at", "at_source")))
+    small = Bucket(
+        *(
+            getattr(bucket, f)[needed]
+            for f in ("rows", "base", "source", "first", "match", "at", "at_source")
+        )
+    )
     moved = [Row(r.cell, place[r.prompt], r.start, r.live, r.parts) for r in rows]
     return Chunk(small, moved, n_layers)
 
@@ -225,9 +229,7 @@ def all_places(chunk: Chunk, groups: Sequence[Group]) -> Places:
     offset = np.full(len(chunk.rows), -(10**15), dtype=np.int64)
     for g in groups:
         offset[g.rows] = g.offset + np.arange(len(g.rows)) * g.width - g.start
-    return Places(
-        chunk.base_index(prompt, position), chunk.source_index(prompt, position), offset
-    )
+    return Places(chunk.base_index(prompt, position), chunk.source_index(prompt, position), offset)
 
 
 @dataclass(eq=False)
@@ -286,8 +288,10 @@ def metric_queries(
         np.unique(np.concatenate([s, b.match[i, a][b.match[i, a] >= 0]]))
         for i, (s, a) in enumerate(zip(b.at_source, b.at, strict=True))
     ]
-    wanted = [np.unique(np.concatenate([a, w[w < f]]))
-              for a, w, f in zip(b.at, lent, b.first, strict=True)]
+    wanted = [
+        np.unique(np.concatenate([a, w[w < f]]))
+        for a, w, f in zip(b.at, lent, b.first, strict=True)
+    ]
     for position, who in _alike(wanted):
         index = chunk.base_index(who[:, None], position)
         base[who[:, None], position] = kept.add(None, who, position, index)

@@ -27,8 +27,12 @@ def pick_positions(logits: Tensor, at: np.ndarray) -> Tensor:
 
 
 def _scored(
-    pairs: PromptPairs, metric: Metric, bucket: Bucket, logits: Tensor,
-    at: np.ndarray, clean: Tensor | None,
+    pairs: PromptPairs,
+    metric: Metric,
+    bucket: Bucket,
+    logits: Tensor,
+    at: np.ndarray,
+    clean: Tensor | None,
 ) -> np.ndarray:
     logits = logits if logits.dtype == torch.float64 else logits.float()
     logits = pick_positions(logits, at)
@@ -42,8 +46,13 @@ def _scored(
 
 
 def plain_metrics(
-    model: HookedModel, pairs: PromptPairs, cells: Sequence[Cell], metric: Metric, *,
-    direction: str, at: int | str = "last",
+    model: HookedModel,
+    pairs: PromptPairs,
+    cells: Sequence[Cell],
+    metric: Metric,
+    *,
+    direction: str,
+    at: int | str = "last",
 ) -> np.ndarray:
     """Metric of each cell in each prompt ``[cell, prompt]``, by whole forward passes.
 
@@ -66,9 +75,7 @@ def plain_metrics(
             for c, cell in enumerate(cells):
                 logits = patched_logits(model, cell, bucket, pairs, source.reads)
                 if logits is not None:
-                    out[c, bucket.rows] = _scored(
-                        pairs, metric, bucket, logits, bucket.at, clean
-                    )
+                    out[c, bucket.rows] = _scored(pairs, metric, bucket, logits, bucket.at, clean)
     return out
 
 
@@ -99,7 +106,11 @@ def patched_logits(
 
 
 def plain_source(
-    model: HookedModel, pairs: PromptPairs, metric: Metric, *, direction: str,
+    model: HookedModel,
+    pairs: PromptPairs,
+    metric: Metric,
+    *,
+    direction: str,
     at: int | str = "last",
 ) -> np.ndarray:
     """Metric of the source run in each prompt, ``[prompt]``."""
@@ -108,9 +119,7 @@ def plain_source(
         with torch.no_grad():
             logits = model.run(bucket.source).logits
             clean = _clean(model, bucket, logits, direction) if metric.clean else None
-            out[bucket.rows] = _scored(
-                pairs, metric, bucket, logits, bucket.at_source, clean
-            )
+            out[bucket.rows] = _scored(pairs, metric, bucket, logits, bucket.at_source, clean)
     return out
 
 
@@ -127,9 +136,7 @@ def _clean(model: HookedModel, bucket: Bucket, source: Tensor, direction: str) -
     return torch.log_softmax(chosen, -1)
 
 
-def _resolved(
-    cell: Cell, bucket: Bucket, pairs: PromptPairs, reads: Any
-) -> list[Edit] | None:
+def _resolved(cell: Cell, bucket: Bucket, pairs: PromptPairs, reads: Any) -> list[Edit] | None:
     """Edits with their values, for a whole bucket at once; None where positions do not match."""
     out = []
     for edit in cell.edits:
@@ -174,8 +181,10 @@ def _arrays(edit: Edit, places: list[np.ndarray], bucket: Bucket) -> list[Edit]:
     if array.ndim < dims + 2:
         array = array.reshape(*[1] * (dims + 2 - array.ndim), *array.shape)
     rows = bucket.rows if array.shape[0] > 1 else np.zeros(len(bucket), dtype=np.int64)
-    parts = [array[r][p if array.shape[1] > 1 else np.zeros_like(p)]
-             for r, p in zip(rows, places, strict=True)]
+    parts = [
+        array[r][p if array.shape[1] > 1 else np.zeros_like(p)]
+        for r, p in zip(rows, places, strict=True)
+    ]
     where = site.at(tuple(int(p) for p in places[0]))
     return [dataclasses.replace(edit, site=where, with_=torch.stack(parts))]
 
@@ -189,7 +198,11 @@ def _part(value: Tensor, site: Site) -> Tensor:
 
 
 def read_values(
-    model: HookedModel, pairs: PromptPairs, sites: Sequence[Site], *, direction: str,
+    model: HookedModel,
+    pairs: PromptPairs,
+    sites: Sequence[Site],
+    *,
+    direction: str,
     at: int | str = "last",
 ) -> dict[Site, list[Tensor]]:
     """Values of whole sites in the source run of each prompt, ``[position, *site dims]`` each."""

@@ -32,13 +32,19 @@ def run_probabilities(model: HookedModel, tokens: np.ndarray) -> np.ndarray:
     """Next-token probabilities, ``[prompt, position, vocab]``."""
     with torch.no_grad():
         logits = model.run(tokens).logits
-    return _array(logits.float().softmax(-1) if logits.dtype != torch.float64
-                  else logits.softmax(-1))
+    return _array(
+        logits.float().softmax(-1) if logits.dtype != torch.float64 else logits.softmax(-1)
+    )
 
 
 def answers(
-    model: HookedModel, pairs: PromptPairs, side: str, *, at: int | str = "last",
-    cell: Cell | None = None, direction: str = "denoising",
+    model: HookedModel,
+    pairs: PromptPairs,
+    side: str,
+    *,
+    at: int | str = "last",
+    cell: Cell | None = None,
+    direction: str = "denoising",
 ) -> list[torch.Tensor]:
     """Logits at the metric positions of each prompt, ``[at, vocab]`` in fp32 or better.
 
@@ -60,7 +66,8 @@ def answers(
         )
         with torch.no_grad():
             logits = (
-                model.run(tokens).logits if cell is None
+                model.run(tokens).logits
+                if cell is None
                 else patched_logits(model, cell, bucket, pairs)
             )
         if logits is None:
@@ -73,7 +80,9 @@ def answers(
 
 
 def score_answers(
-    pairs: PromptPairs, metric: Metric, logits: list[torch.Tensor],
+    pairs: PromptPairs,
+    metric: Metric,
+    logits: list[torch.Tensor],
     clean: list[torch.Tensor] | None = None,
 ) -> np.ndarray:
     """A metric of each prompt from its ``answers``; ``clean`` for metrics that compare."""
@@ -102,7 +111,8 @@ def head_writing(
 
     Args:
         model: its blocks and weights are used.
-        layer: layer of the head; head: which.
+        layer: layer of the head.
+        head: which.
         z: head outputs before W_O, ``[source, d_head]``.
         scale: divisor of the final norm.
 

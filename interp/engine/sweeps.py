@@ -63,8 +63,14 @@ class _Work:
     """A sweep on its way: plans, targets and results."""
 
     def __init__(
-        self, model: HookedModel, pairs: PromptPairs, cells: Sequence[Cell], metric: Metric,
-        direction: str, at: int | str, nulls: int,
+        self,
+        model: HookedModel,
+        pairs: PromptPairs,
+        cells: Sequence[Cell],
+        metric: Metric,
+        direction: str,
+        at: int | str,
+        nulls: int,
     ) -> None:
         self.blocks: Blocks = model.blocks
         self.shape = model.shape
@@ -76,8 +82,13 @@ class _Work:
         ]
         shape = (len(cells), len(pairs))
         self.sweep = Sweep(
-            np.full(shape, np.nan), np.full(len(pairs), np.nan), np.full(len(pairs), np.nan),
-            np.zeros(shape, bool), np.zeros(shape, bool), np.zeros(shape), np.zeros(shape, bool),
+            np.full(shape, np.nan),
+            np.full(len(pairs), np.nan),
+            np.full(len(pairs), np.nan),
+            np.zeros(shape, bool),
+            np.zeros(shape, bool),
+            np.zeros(shape),
+            np.zeros(shape, bool),
         )
         for plan in self.plans:
             self.sweep.inert[:, plan.bucket.rows] = plan.inert
@@ -101,9 +112,7 @@ class _Work:
         Prompts stay whole where they can, since each chunk runs its base and source runs itself;
         a prompt that takes longer is cut into parts of about equal cost.
         """
-        rate = 0.6 * memory.matmul_rate(
-            self.blocks.device, self.blocks.dtype, self.shape.d_model
-        )
+        rate = 0.6 * memory.matmul_rate(self.blocks.device, self.blocks.dtype, self.shape.d_model)
         for p, plan in enumerate(self.plans):
             flops = [row_flops(row, plan, self.shape, self.gated) for row in plan.rows]
             waiting: list[int] = []
@@ -169,9 +178,7 @@ class _Work:
 
     def _scores(self, chunk: Chunk, final: Final) -> dict[str, np.ndarray]:
         prompts = chunk.bucket.rows.tolist()
-        targets = targets_of(
-            self.pairs, prompts, self.metric, self.shape.vocab, self.blocks.device
-        )
+        targets = targets_of(self.pairs, prompts, self.metric, self.shape.vocab, self.blocks.device)
         if self.metric.clean:
             clean = final.source if self.direction == "denoising" else final.base
             targets = dataclasses.replace(
@@ -267,8 +274,9 @@ def sweep(
     plans, total = work.plans, 0.0
     costs = []
     for p, rows in partition:
-        cost = rows_cost([plans[p].rows[r] for r in rows], plans[p], work.shape, work.gated,
-                         work.columns)
+        cost = rows_cost(
+            [plans[p].rows[r] for r in rows], plans[p], work.shape, work.gated, work.columns
+        )
         costs.append(cost.flops)
         total += cost.flops
     work.sweep.flops = total
@@ -306,11 +314,14 @@ def _partition(work: _Work, context: Context, seconds: float) -> list[tuple[int,
         ]
     chunks = list(work.chunks(context.memory, seconds))
     if chunks:
-        context.save_chunk("partition", {
-            "plan": np.array([p for p, _ in chunks]),
-            "size": np.array([len(r) for _, r in chunks]),
-            "row": np.concatenate([np.array(r) for _, r in chunks]),
-        })
+        context.save_chunk(
+            "partition",
+            {
+                "plan": np.array([p for p, _ in chunks]),
+                "size": np.array([len(r) for _, r in chunks]),
+                "row": np.concatenate([np.array(r) for _, r in chunks]),
+            },
+        )
     return chunks
 
 
@@ -331,10 +342,12 @@ def _measured(
     memory.give_back(work.blocks.device)
     half = len(rows) // 2
     context.note("out_of_memory", f"chunk halved to {half} rows, continuing")
-    return _joined([
-        _measured(work, plan, rows[:half], context, on_layer),
-        _measured(work, plan, rows[half:], context, on_layer),
-    ])
+    return _joined(
+        [
+            _measured(work, plan, rows[:half], context, on_layer),
+            _measured(work, plan, rows[half:], context, on_layer),
+        ]
+    )
 
 
 def _joined(halves: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
@@ -342,15 +355,22 @@ def _joined(halves: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
     first, second = halves
     offset = len(first["prompts"])
     return {
-        **{k: np.concatenate([first[k], second[k]])
-           for k in ("patched", "base", "source", "moved", "prompts")},
+        **{
+            k: np.concatenate([first[k], second[k]])
+            for k in ("patched", "base", "source", "moved", "prompts")
+        },
         "prompt": np.concatenate([first["prompt"], second["prompt"] + offset]),
     }
 
 
 def estimate(
-    model: HookedModel, pairs: PromptPairs, cells: Sequence[Cell], *,
-    metric: str = "logit_diff", direction: str = "denoising", at: int | str = "last",
+    model: HookedModel,
+    pairs: PromptPairs,
+    cells: Sequence[Cell],
+    *,
+    metric: str = "logit_diff",
+    direction: str = "denoising",
+    at: int | str = "last",
     limit: float | None = None,
 ) -> Estimate:
     """Cells, FLOPs, memory and time of a sweep before it runs."""
@@ -360,8 +380,9 @@ def estimate(
     flops = peak = rows = 0.0
     for p, numbers in work.chunks(limit, memory.SECONDS):
         plan = work.plans[p]
-        cost = rows_cost([plan.rows[r] for r in numbers], plan, work.shape, work.gated,
-                         work.columns)
+        cost = rows_cost(
+            [plan.rows[r] for r in numbers], plan, work.shape, work.gated, work.columns
+        )
         flops += cost.flops
         rows += len(numbers)
         peak = max(peak, bytes_of(cost, plan.bucket.length, work.shape, work.itemsize))

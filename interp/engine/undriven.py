@@ -61,8 +61,14 @@ def undriven(model: HookedModel, cells: Sequence[Cell]) -> str:
 
 
 def plain_sweep(
-    model: HookedModel, pairs: PromptPairs, cells: Sequence[Cell], metric: Metric,
-    context: Context, direction: str, at: int | str, on_chunk: Any,
+    model: HookedModel,
+    pairs: PromptPairs,
+    cells: Sequence[Cell],
+    metric: Metric,
+    context: Context,
+    direction: str,
+    at: int | str,
+    on_chunk: Any,
 ) -> Sweep:
     """The same result by one whole forward pass a cell, for models that cannot be driven."""
     shape = (len(cells), len(pairs))
@@ -70,15 +76,22 @@ def plain_sweep(
     again = plain_metrics(model, pairs, [Cell(())], metric, direction=direction, at=at)[0]
     source = plain_source(model, pairs, metric, direction=direction, at=at)
     found = Sweep(
-        np.full(shape, np.nan), base, source, np.zeros(shape, bool), np.zeros(shape, bool),
-        np.ones(shape), np.ones(shape, bool), noise=float(np.abs(base - again).max()),
+        np.full(shape, np.nan),
+        base,
+        source,
+        np.zeros(shape, bool),
+        np.zeros(shape, bool),
+        np.ones(shape),
+        np.ones(shape, bool),
+        noise=float(np.abs(base - again).max()),
     )
     for i in range(0, len(cells), PLAIN_CELLS):
         part = cells[i : i + PLAIN_CELLS]
         kept = context.load_chunk(f"plain-{i}")
         if kept is None:
-            kept = {"patched": plain_metrics(model, pairs, part, metric, direction=direction,
-                                             at=at)}
+            kept = {
+                "patched": plain_metrics(model, pairs, part, metric, direction=direction, at=at)
+            }
             context.save_chunk(f"plain-{i}", kept)
         found.patched[i : i + len(part)] = kept["patched"]
         found.chunks.append(len(part) * len(pairs))

@@ -19,6 +19,11 @@ METHODS: dict[str, type[Method]] = {
 """Every method by its key (snake_case of the class's name)."""
 
 __all__ = [
-    "METHODS", "ActivationPatching", "AttentionPatterns", "HeadPage", "NextTokens", "PairCheck",
+    "METHODS",
+    "ActivationPatching",
+    "AttentionPatterns",
+    "HeadPage",
+    "NextTokens",
+    "PairCheck",
     "VerifyCell",
 ]

@@ -164,8 +164,12 @@ class PromptPairs:
         """Per prompt the first position where clean and corrupt differ, shape ``[prompt]``."""
         out = []
         for a, b in zip(self.clean, self.corrupt, strict=True):
-            out.append(next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y),
-                            min(len(a), len(b))))
+            out.append(
+                next(
+                    (i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y),
+                    min(len(a), len(b)),
+                )
+            )
         return np.array(out, dtype=np.int64)
 
     def buckets(self) -> dict[int, list[int]]:
@@ -183,8 +187,15 @@ class PromptPairs:
         """sha256 of what is measured: tokens, answers, slots, templates, span map."""
         return digest(
             [
-                "PromptPairs", self.clean, self.corrupt, self.right, self.wrong, self.answer_form,
-                {k: list(v) for k, v in self.slots.items()}, self.template, self.span_map,
+                "PromptPairs",
+                self.clean,
+                self.corrupt,
+                self.right,
+                self.wrong,
+                self.answer_form,
+                {k: list(v) for k, v in self.slots.items()},
+                self.template,
+                self.span_map,
             ]
         )
 
@@ -240,8 +251,16 @@ class PromptPairs:
         from interp.terms.pairing import pairs_from_text
 
         return pairs_from_text(
-            cls, clean, corrupt, right, wrong, model=model, answer_form=answer_form, bos=bos,
-            skip_bad=skip_bad, **fields,
+            cls,
+            clean,
+            corrupt,
+            right,
+            wrong,
+            model=model,
+            answer_form=answer_form,
+            bos=bos,
+            skip_bad=skip_bad,
+            **fields,
         )
 
 

@@ -18,7 +18,9 @@ if TYPE_CHECKING:
     import xarray as xr
 
 TASK_TYPES: dict[str, type] = {
-    "PromptPairs": PromptPairs, "Texts": Texts, "LabelledInputs": LabelledInputs,
+    "PromptPairs": PromptPairs,
+    "Texts": Texts,
+    "LabelledInputs": LabelledInputs,
 }
 
 

@@ -124,9 +124,7 @@ class Block(Protocol):
         """As ``qkv``, the queries alone."""
         ...
 
-    def attend(
-        self, q_RTHE: Tensor, k_RSKE: Tensor, v_RSKE: Tensor, position_T: Tensor
-    ) -> Tensor:
+    def attend(self, q_RTHE: Tensor, k_RSKE: Tensor, v_RSKE: Tensor, position_T: Tensor) -> Tensor:
         """z ``[R,T,H,E]``: keys stand at positions 0…S-1, queries at ``position_T``.
 
         Causal mask (where the model has one), window, scale and soft cap are the layer's own.
@@ -259,8 +257,15 @@ class HookedModel(Protocol):
         """
         ...
 
-    def generate(self, prompt: Any, *, edits: Iterable[Edit] = (), max_tokens: int = 20,
-                 temperature: float = 0.0, seed: int = 0) -> list[int]:
+    def generate(
+        self,
+        prompt: Any,
+        *,
+        edits: Iterable[Edit] = (),
+        max_tokens: int = 20,
+        temperature: float = 0.0,
+        seed: int = 0,
+    ) -> list[int]:
         """Continue a prompt under edits; greedy at temperature 0. Returns the new token ids."""
         ...
 

@@ -68,8 +68,8 @@ def pairs_from_text(
         texts[3] = [()] * len(texts[0])
     if len({len(t) for t in texts}) != 1:
         sizes = ", ".join(
-            f"{n} {len(t)}" for n, t in zip(("clean", "corrupt", "right", "wrong"), texts,
-                                            strict=True)
+            f"{n} {len(t)}"
+            for n, t in zip(("clean", "corrupt", "right", "wrong"), texts, strict=True)
         )
         raise TaskError(f"The columns differ in length: {sizes}.", remedy="Give one of each a row.")
     rows: list[tuple[Any, ...]] = []
@@ -99,8 +99,11 @@ def pairs_from_text(
 
 
 def _check_row(cls: type[PromptPairs], row: tuple[Any, ...], form: str, span: Any) -> None:
-    cls(*([column] for column in row), answer_form=form,  # type: ignore[arg-type]
-        span_map=None if span is None else (span,))
+    cls(
+        *((column,) for column in row),
+        answer_form=form,  # type: ignore[arg-type]
+        span_map=None if span is None else (span,),
+    )
 
 
 def _check_context(model: HookedModel, prompts: tuple[Any, ...], tail: tuple[int, ...]) -> None:
@@ -127,7 +130,10 @@ def _assemble(
         fields["slots"] = {k: tuple(v[i] for i in kept) for k, v in fields["slots"].items()}
     answers = sorted({t for column in (right, wrong) for row in column for t in row})
     return cls(
-        clean, corrupt, right, wrong,
+        clean,
+        corrupt,
+        right,
+        wrong,
         answer_form=form,  # type: ignore[arg-type]
         clean_text=tuple(tuple(tokenizer.texts(c)) for c in clean),
         corrupt_text=tuple(tuple(tokenizer.texts(c)) for c in corrupt),

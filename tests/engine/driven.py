@@ -56,12 +56,12 @@ def driven(family: str, **overrides: Any) -> tuple[Any, Any]:
     """A float64 hard module of a family and the model that the engine drives."""
     module = hard_model(family, **overrides).double()
     blocks = ModelBlocks(module)
-    return module, SimpleNamespace(
-        blocks=blocks, shape=shape_of(module), id=family, sites=())
+    return module, SimpleNamespace(blocks=blocks, shape=shape_of(module), id=family, sites=())
 
 
-def pairs_for(vocab: int, *, n: int = 4, length: int = 9, shared: int = 2, seed: int = 0
-              ) -> PromptPairs:
+def pairs_for(
+    vocab: int, *, n: int = 4, length: int = 9, shared: int = 2, seed: int = 0
+) -> PromptPairs:
     """Random pairs that differ from position ``shared`` on, in several places."""
     rng = np.random.default_rng(seed)
     clean = rng.integers(0, vocab, (n, length))
@@ -71,7 +71,10 @@ def pairs_for(vocab: int, *, n: int = 4, length: int = 9, shared: int = 2, seed:
             corrupt[i, p] = (corrupt[i, p] + 1 + rng.integers(vocab - 1)) % vocab
     answers = rng.permutation(vocab)[: 4 * n].reshape(n, 4)
     return PromptPairs.from_tokens(
-        clean.tolist(), corrupt.tolist(), answers[:, :2].tolist(), answers[:, 2:].tolist(),
+        clean.tolist(),
+        corrupt.tolist(),
+        answers[:, :2].tolist(),
+        answers[:, 2:].tolist(),
         template=tuple(f"t{i % 2}" for i in range(n)),
     )
 
@@ -83,12 +86,16 @@ def telling_pairs(module: Any, **knobs: Any) -> PromptPairs:
     n = knobs.pop("n", 4)
     many = pairs_for(97, **{**knobs, "n": 24})
     with torch.no_grad():
-        best = [module(torch.tensor(side)).logits[:, -1].argmax(-1).tolist()
-                for side in (many.clean, many.corrupt)]
+        best = [
+            module(torch.tensor(side)).logits[:, -1].argmax(-1).tolist()
+            for side in (many.clean, many.corrupt)
+        ]
     rows = [i for i in range(24) if best[0][i] != best[1][i]][:n]
     assert len(rows) == n
     return PromptPairs.from_tokens(
-        [many.clean[i] for i in rows], [many.corrupt[i] for i in rows],
-        [best[0][i] for i in rows], [best[1][i] for i in rows],
+        [many.clean[i] for i in rows],
+        [many.corrupt[i] for i in rows],
+        [best[0][i] for i in rows],
+        [best[1][i] for i in rows],
         template=tuple(f"t{i % 2}" for i in range(n)),
     )

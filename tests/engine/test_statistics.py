@@ -51,8 +51,13 @@ def test_an_undefined_prompt_leaves_both_means() -> None:
 def test_the_bootstrap_interval_agrees_with_scipys(raw: np.ndarray) -> None:
     ours = bootstrap_interval(raw, None, resampling_weights(10, None, 20_000, 0))
     for k in range(raw.shape[1]):
-        theirs = stats.bootstrap((raw[:, k],), np.mean, n_resamples=20_000, method="percentile",
-                                 rng=np.random.default_rng(1)).confidence_interval
+        theirs = stats.bootstrap(
+            (raw[:, k],),
+            np.mean,
+            n_resamples=20_000,
+            method="percentile",
+            rng=np.random.default_rng(1),
+        ).confidence_interval
         # Monte-Carlo error of a 2.5 % quantile at 20,000 draws is under 0.02 sd; 6 of them allowed
         assert ours[0, k] == pytest.approx(theirs.low, abs=0.12 * raw[:, k].std())
         assert ours[1, k] == pytest.approx(theirs.high, abs=0.12 * raw[:, k].std())
@@ -70,8 +75,12 @@ def test_sign_flips_agree_with_scipys_permutation_test(raw: np.ndarray) -> None:
     ours, _ = sign_flip_tests(raw, 0)
     for k in range(raw.shape[1]):
         theirs = stats.permutation_test(
-            (raw[:, k],), lambda x, axis: np.abs(np.mean(x, axis=axis)),
-            permutation_type="samples", n_resamples=np.inf, alternative="greater").pvalue
+            (raw[:, k],),
+            lambda x, axis: np.abs(np.mean(x, axis=axis)),
+            permutation_type="samples",
+            n_resamples=np.inf,
+            alternative="greater",
+        ).pvalue
         assert ours[k] == pytest.approx(theirs, abs=1e-12)
 
 

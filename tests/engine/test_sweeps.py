@@ -38,8 +38,9 @@ def scores(logits: torch.Tensor, pairs: PromptPairs) -> np.ndarray:
     return twin.logit_diff(logits, list(pairs.right), list(pairs.wrong)).detach().numpy()
 
 
-def cell(kind: str, layer: int, position: Any = None, head: int | None = None,
-         with_: Any = "source") -> Cell:
+def cell(
+    kind: str, layer: int, position: Any = None, head: int | None = None, with_: Any = "source"
+) -> Cell:
     return Cell((Edit(Site(kind, layer=layer, head=head, position=position), with_),))
 
 
@@ -52,8 +53,9 @@ def same(ours: np.ndarray, theirs: np.ndarray, base: np.ndarray, tolerance: floa
 @pytest.mark.parametrize("direction", ["denoising", "noising"])
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("family", FAMILY_NAMES)
-def test_a_sweep_equals_one_forward_a_cell(models: Any, family: str, kind: str, direction: str
-                                           ) -> None:
+def test_a_sweep_equals_one_forward_a_cell(
+    models: Any, family: str, kind: str, direction: str
+) -> None:
     module, model = models[family]
     if kind == "resid_mid" and model.shape.parallel:
         pytest.skip(reason="a parallel block has no resid_mid")
@@ -64,8 +66,9 @@ def test_a_sweep_equals_one_forward_a_cell(models: Any, family: str, kind: str, 
     wanted, cells = [], []
     for layer, position, head in itertools.product((0, 1, 3), places, heads):
         cells.append(cell(kind, layer, position, head))
-        logits = twin.patched_logits(module, family, base, source, kind, layer,
-                                     position=position, head=head, n_heads=HEADS)
+        logits = twin.patched_logits(
+            module, family, base, source, kind, layer, position=position, head=head, n_heads=HEADS
+        )
         wanted.append(scores(logits, pairs))
     found = sweep(model, pairs, cells, Remembering(), direction=direction)
     same(found.patched, np.stack(wanted), scores(module(base).logits, pairs))
@@ -76,8 +79,9 @@ def test_a_sweep_equals_one_forward_a_cell(models: Any, family: str, kind: str, 
 @pytest.mark.parametrize("direction", ["denoising", "noising"])
 @pytest.mark.parametrize("kind", ["q", "k", "v"])
 @pytest.mark.parametrize("family", FAMILY_NAMES)
-def test_queries_keys_and_values_equal_the_twin(models: Any, family: str, kind: str,
-                                                direction: str) -> None:
+def test_queries_keys_and_values_equal_the_twin(
+    models: Any, family: str, kind: str, direction: str
+) -> None:
     module, model = models[family]
     pairs = pairs_for(VOCAB, n=3, length=8)
     base, source = tensors(pairs, direction)
@@ -85,8 +89,9 @@ def test_queries_keys_and_values_equal_the_twin(models: Any, family: str, kind: 
     wanted, cells = [], []
     for layer, position, head in itertools.product((0, 1, 3), (2, 5, 7, None), (0, heads - 1)):
         cells.append(cell(kind, layer, position, head))
-        logits = twin.patched_qkv_logits(module, family, base, source, kind, layer, head,
-                                         n_heads=heads, position=position)
+        logits = twin.patched_qkv_logits(
+            module, family, base, source, kind, layer, head, n_heads=heads, position=position
+        )
         wanted.append(scores(logits, pairs))
     found = sweep(model, pairs, cells, Remembering(), direction=direction)
     same(found.patched, np.stack(wanted), scores(module(base).logits, pairs), 1e-9)
@@ -104,8 +109,9 @@ def test_patterns_equal_the_twin_by_row_and_by_entry(models: Any, family: str) -
         for layer, query, head, key in itertools.product((0, 2, 3), (5, 7), (0, 4), (None, 4)):
             site = Site("pattern", layer=layer, head=head, position=query, key=key)
             cells.append(Cell((Edit(site),)))
-            logits = twin.patched_pattern_logits(module, family, base, source, layer, head, query,
-                                                 n_heads=HEADS, key=key)
+            logits = twin.patched_pattern_logits(
+                module, family, base, source, layer, head, query, n_heads=HEADS, key=key
+            )
             wanted.append(scores(logits, pairs))
         found = sweep(model, pairs, cells, Remembering())
         base_scores = scores(module(base).logits, pairs)
@@ -124,7 +130,8 @@ def test_a_groups_patterns_and_values_are_its_heads(models: Any, family: str) ->
     for layer in (1, 3):
         heads = range(size)  # the query heads of key/value head 0
         both = [Edit(Site("v", layer=layer, head=0))] + [
-            Edit(Site("pattern", layer=layer, head=h)) for h in heads]
+            Edit(Site("pattern", layer=layer, head=h)) for h in heads
+        ]
         whole = [Edit(Site("z", layer=layer, head=h)) for h in heads]
         found = sweep(model, pairs, [Cell(tuple(both)), Cell(tuple(whole))], Remembering())
         assert np.abs(found.patched[1] - found.base).max() > 1e-3
@@ -157,7 +164,8 @@ def test_all_heads_together_are_the_attention_output(models: Any, family: str) -
     pairs = pairs_for(VOCAB)
     every = [
         Cell(tuple(Edit(Site("z", layer=n, head=h, position=p)) for h in range(HEADS)))
-        for n in range(4) for p in (4, 7, 8)
+        for n in range(4)
+        for p in (4, 7, 8)
     ]
     whole = [cell("attn_out", n, p) for n in range(4) for p in (4, 7, 8)]
     a = sweep(model, pairs, every, Remembering())
@@ -170,8 +178,9 @@ def test_all_heads_together_are_the_attention_output(models: Any, family: str) -
 def test_cells_before_the_first_difference_are_inert(models: Any, family: str) -> None:
     _, model = models[family]
     pairs = pairs_for(VOCAB, n=1, shared=4)
-    found = sweep(model, pairs, [cell("resid_pre", n, p) for n in range(4) for p in range(9)],
-                  Remembering())
+    found = sweep(
+        model, pairs, [cell("resid_pre", n, p) for n in range(4) for p in range(9)], Remembering()
+    )
     grid = found.inert.reshape(4, 9)
     assert grid[:, :4].all() and not grid[:, 4].any()
     assert (found.patched[found.inert] == found.base[0]).all()
@@ -188,8 +197,9 @@ def test_zero_and_given_values_equal_the_twin(models: Any, family: str, kind: st
     cells = [cell(kind, 2, 8, with_="zero"), cell(kind, 2, 8, with_=lent.reshape(shape).numpy())]
     found = sweep(model, pairs, cells, Remembering())
     for row, value in zip(found.patched, (torch.zeros_like(lent), lent), strict=True):
-        wanted = scores(twin.patched_logits(module, family, base, None, kind, 2, position=8,
-                                            value=value), pairs)
+        wanted = scores(
+            twin.patched_logits(module, family, base, None, kind, 2, position=8, value=value), pairs
+        )
         same(row, wanted, found.base)
 
 
@@ -207,10 +217,14 @@ def test_edits_in_several_layers_stay_in_force(models: Any, family: str) -> None
             x = x.clone()
             x[:, 8] = lent[n][:, 8]
             return x
+
         return change
 
-    with torch.no_grad(), twin.tapped(module, family, "attn_out", 1, put(1)), twin.tapped(
-            module, family, "attn_out", 2, put(2)):
+    with (
+        torch.no_grad(),
+        twin.tapped(module, family, "attn_out", 1, put(1)),
+        twin.tapped(module, family, "attn_out", 2, put(2)),
+    ):
         wanted = scores(module(base).logits, pairs)
     same(found.patched[0], wanted, found.base)
     alone = sweep(model, pairs, [cell("attn_out", 1, 8)], Remembering())
@@ -222,17 +236,31 @@ def test_neurons_equal_the_twin_alone_and_together(models: Any, family: str) -> 
     module, model = models[family]
     pairs = pairs_for(VOCAB, n=3)
     base, source = tensors(pairs, "denoising")
-    cells = [
-        Cell((Edit(Site("mlp_post", layer=2, neuron=u, position=8)),)) for u in (0, 7, 31)
-    ] + [Cell(tuple(Edit(Site("mlp_post", layer=2, neuron=u, position=8)) for u in range(80)))]
+    cells = [Cell((Edit(Site("mlp_post", layer=2, neuron=u, position=8)),)) for u in (0, 7, 31)] + [
+        Cell(tuple(Edit(Site("mlp_post", layer=2, neuron=u, position=8)) for u in range(80)))
+    ]
     found = sweep(model, pairs, cells, Remembering())
     for row, u in zip(found.patched, (0, 7, 31), strict=False):
-        logits = twin.patched_logits(module, family, base, source, "mlp_post", 2, position=8,
-                                     unit=u)
+        logits = twin.patched_logits(
+            module, family, base, source, "mlp_post", 2, position=8, unit=u
+        )
         np.testing.assert_allclose(row, scores(logits, pairs), rtol=0, atol=1e-10)
-    some = twin.patched_logits(module, family, base, None, "mlp_post", 2, position=8, value=torch.
-                               cat([twin.read(module, family, "mlp_post", 2, source)[..., :80],
-                                    twin.read(module, family, "mlp_post", 2, base)[..., 80:]], -1))
+    some = twin.patched_logits(
+        module,
+        family,
+        base,
+        None,
+        "mlp_post",
+        2,
+        position=8,
+        value=torch.cat(
+            [
+                twin.read(module, family, "mlp_post", 2, source)[..., :80],
+                twin.read(module, family, "mlp_post", 2, base)[..., 80:],
+            ],
+            -1,
+        ),
+    )
     same(found.patched[3], scores(some, pairs), found.base)
 
 
@@ -347,8 +375,10 @@ def test_prompts_of_several_lengths_run_in_their_own_buckets(models: Any) -> Non
     _, model = models["llama"]
     short, long = pairs_for(VOCAB, n=2, length=7), pairs_for(VOCAB, n=2, length=10, seed=1)
     mixed = PromptPairs.from_tokens(
-        [*long.clean, *short.clean], [*long.corrupt, *short.corrupt],
-        [*long.right, *short.right], [*long.wrong, *short.wrong],
+        [*long.clean, *short.clean],
+        [*long.corrupt, *short.corrupt],
+        [*long.right, *short.right],
+        [*long.wrong, *short.wrong],
     )
     cells = [cell("attn_out", n) for n in range(4)]
     found = sweep(model, mixed, cells, Remembering())
@@ -361,8 +391,9 @@ def test_slots_name_a_position_of_their_own_in_each_prompt(models: Any) -> None:
     _, model = models["gpt2"]
     plain = pairs_for(VOCAB, n=3)
     slots = {"name": (5, 6, (6, 7))}
-    pairs = PromptPairs.from_tokens(plain.clean, plain.corrupt, plain.right, plain.wrong,
-                                    slots=slots)
+    pairs = PromptPairs.from_tokens(
+        plain.clean, plain.corrupt, plain.right, plain.wrong, slots=slots
+    )
     found = sweep(model, pairs, [cell("resid_pre", 1, "name")], Remembering())
     for i, where in enumerate(slots["name"]):
         alone = sweep(model, plain, [cell("resid_pre", 1, where)], Remembering())
@@ -376,7 +407,8 @@ def test_a_span_map_patches_the_matching_positions(models: Any) -> None:
     corrupt = np.delete(clean, 3, 1)
     corrupt[0, 3] = (clean[0, 4] + 1) % VOCAB  # two tokens (3, 4) became one (3)
     pairs = PromptPairs.from_tokens(
-        clean.tolist(), corrupt.tolist(), [[5]], [[6]], span_map=((((3, 5), (3, 4)),),))
+        clean.tolist(), corrupt.tolist(), [[5]], [[6]], span_map=((((3, 5), (3, 4)),),)
+    )
     cells = [cell("resid_pre", 2, p) for p in range(8)]
     found = sweep(model, pairs, cells, Remembering())
     base, source = torch.tensor(corrupt), torch.tensor(clean)
@@ -384,8 +416,9 @@ def test_a_span_map_patches_the_matching_positions(models: Any) -> None:
     for p in range(8):
         value = torch.zeros(1, 8, lent.shape[-1], dtype=lent.dtype)
         value[:, p] = lent[:, p if p < 3 else p + 1]
-        logits = twin.patched_logits(module, "gpt2", base, None, "resid_pre", 2, position=p,
-                                     value=value)
+        logits = twin.patched_logits(
+            module, "gpt2", base, None, "resid_pre", 2, position=p, value=value
+        )
         assert found.patched[p, 0] == pytest.approx(float(scores(logits, pairs)[0]), abs=1e-10)
     assert found.source[0] == pytest.approx(float(scores(module(source).logits.detach(), pairs)[0]))
 
@@ -395,19 +428,27 @@ def test_metrics_equal_their_definition_on_full_logits(models: Any, metric: str)
     module, model = models["llama"]
     pairs = pairs_for(VOCAB, n=3)
     base, source = tensors(pairs, "denoising")
-    found = sweep(model, pairs, [cell("resid_pre", 1, 7), cell("resid_pre", 2, 8)], Remembering(),
-                  metric=metric)
+    found = sweep(
+        model,
+        pairs,
+        [cell("resid_pre", 1, 7), cell("resid_pre", 2, 8)],
+        Remembering(),
+        metric=metric,
+    )
     clean = module(source).logits[:, -1].log_softmax(-1).detach()
     for row, (layer, position) in zip(found.patched, ((1, 7), (2, 8)), strict=True):
-        logits = twin.patched_logits(module, "llama", base, source, "resid_pre", layer,
-                                     position=position)[:, -1]
+        logits = twin.patched_logits(
+            module, "llama", base, source, "resid_pre", layer, position=position
+        )[:, -1]
         for i in range(3):
             p, q = logits[i].softmax(-1), clean[i].exp()
             right = sum(p[t] for t in pairs.right[i])
             wrong = sum(p[t] for t in pairs.wrong[i])
             mean = (p + q) / 2
             wanted = {
-                "prob": right, "logprob": right.log(), "prob_diff": right - wrong,
+                "prob": right,
+                "logprob": right.log(),
+                "prob_diff": right - wrong,
                 "kl": (q * (clean[i] - p.log())).sum(),
                 "js": ((q * (q / mean).log()).sum() + (p * (p / mean).log()).sum()) / 2,
                 "accuracy": float(int(p.argmax()) in pairs.right[i]),
@@ -438,8 +479,9 @@ def test_no_tensor_of_rows_by_positions_by_vocabulary_stands(models: Any) -> Non
     largest = 0
 
     class Sizes(TorchDispatchMode):
-        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None
-                               ) -> Any:
+        def __torch_dispatch__(
+            self, func: Any, types: Any, args: Any = (), kwargs: Any = None
+        ) -> Any:
             nonlocal largest
             out = func(*args, **(kwargs or {}))
             if isinstance(out, torch.Tensor) and VOCAB in out.shape:

@@ -40,15 +40,22 @@ def checks(context: Remembering) -> dict[str, bool]:
     return {c.name: c.passed for c in context.checks}
 
 
-@pytest.mark.parametrize(("site", "axes", "dims"), [
-    ("resid_pre", "auto", ("layer", "position")), ("resid_pre", "layer", ("layer",)),
-    ("embed", "auto", ("position",)), ("attn_out", "layer,position", ("layer", "position")),
-    ("z", "auto", ("layer", "head")), ("z", "layer,head,position", ("layer", "head", "position")),
-    ("v", "auto", ("layer", "kv_head")), ("k", "layer,head,position",
-                                          ("layer", "kv_head", "position")),
-])
-def test_a_grid_has_the_axes_of_its_site(llama: Any, site: str, axes: str, dims: tuple[str, ...]
-                                         ) -> None:
+@pytest.mark.parametrize(
+    ("site", "axes", "dims"),
+    [
+        ("resid_pre", "auto", ("layer", "position")),
+        ("resid_pre", "layer", ("layer",)),
+        ("embed", "auto", ("position",)),
+        ("attn_out", "layer,position", ("layer", "position")),
+        ("z", "auto", ("layer", "head")),
+        ("z", "layer,head,position", ("layer", "head", "position")),
+        ("v", "auto", ("layer", "kv_head")),
+        ("k", "layer,head,position", ("layer", "kv_head", "position")),
+    ],
+)
+def test_a_grid_has_the_axes_of_its_site(
+    llama: Any, site: str, axes: str, dims: tuple[str, ...]
+) -> None:
     method = ActivationPatching(site=site, axes=axes, n_boot=50)  # type: ignore[arg-type]
     data, context = measure(method, llama, telling_pairs(llama.module(), n=3, length=7))
     assert data["effect"].dims == dims
@@ -62,8 +69,7 @@ def test_effects_are_zero_for_nothing_and_one_for_everything(gpt2: Any) -> None:
     pairs = telling_pairs(hard_model("gpt2").double())
     data, _ = measure(ActivationPatching(site="resid_pre", axes="layer"), gpt2, pairs)
     np.testing.assert_allclose(data["effect"], 1.0, atol=1e-9)
-    before, _ = measure(
-        ActivationPatching(site="resid_pre", positions=(0, 1)), gpt2, pairs)
+    before, _ = measure(ActivationPatching(site="resid_pre", positions=(0, 1)), gpt2, pairs)
     assert (before["effect"] == 0).all() and (before["inert"] == 1).all()
 
 
@@ -78,8 +84,9 @@ def test_the_effect_is_the_twins_ratio_of_means(gpt2: Any) -> None:
 
     gap = (score(module(source).logits) - score(module(base).logits)).mean()
     for layer, position in ((0, 4), (1, 8), (3, 8)):
-        logits = twin.patched_logits(module, "gpt2", base, source, "mlp_out", layer,
-                                     position=position)
+        logits = twin.patched_logits(
+            module, "gpt2", base, source, "mlp_out", layer, position=position
+        )
         wanted = (score(logits) - score(module(base).logits)).mean() / gap
         found = float(data["effect"].sel(layer=layer, position=position))
         assert found == pytest.approx(wanted, abs=1e-9)
@@ -93,12 +100,13 @@ def test_ablations_put_the_named_value_in_place(gpt2: Any, with_: str) -> None:
     base, source = torch.tensor(pairs.corrupt), torch.tensor(pairs.clean)
     lent = twin.read(module, "gpt2", "attn_out", 3, source)
     order = room._derangement(4, 0)
-    value = {"zero": torch.zeros_like(lent), "mean": lent.mean(0, keepdim=True).expand_as(lent),
-             "resample": lent[order]}[with_]
-    data, context = measure(
-        ActivationPatching(site="attn_out", with_=with_), gpt2, pairs)  # type: ignore[arg-type]
-    logits = twin.patched_logits(module, "gpt2", base, None, "attn_out", 3, position=8,
-                                 value=value)
+    value = {
+        "zero": torch.zeros_like(lent),
+        "mean": lent.mean(0, keepdim=True).expand_as(lent),
+        "resample": lent[order],
+    }[with_]
+    data, context = measure(ActivationPatching(site="attn_out", with_=with_), gpt2, pairs)  # type: ignore[arg-type]
+    logits = twin.patched_logits(module, "gpt2", base, None, "attn_out", 3, position=8, value=value)
     wanted = twin.logit_diff(logits.detach(), list(pairs.right), list(pairs.wrong)).numpy()
     found = data["patched_metric"].sel(layer=3, position=8)
     np.testing.assert_allclose(found, wanted, atol=1e-9)
@@ -129,8 +137,11 @@ def test_the_packed_grid_agrees_with_a_plain_forward_cell(llama: Any) -> None:
 def test_prompts_that_say_the_same_have_no_share_of_a_gap(gpt2: Any) -> None:
     pairs = pairs_for(97, n=2)
     both = PromptPairs.from_tokens(
-        [pairs.clean[0], pairs.corrupt[0]], [pairs.corrupt[0], pairs.clean[0]],
-        [pairs.right[0]] * 2, [pairs.wrong[0]] * 2)
+        [pairs.clean[0], pairs.corrupt[0]],
+        [pairs.corrupt[0], pairs.clean[0]],
+        [pairs.right[0]] * 2,
+        [pairs.wrong[0]] * 2,
+    )
     data, _ = measure(ActivationPatching(), gpt2, both)
     assert np.isnan(data["effect"]).all()
     assert "gap" in data.attrs["undefined_reason"]
@@ -142,8 +153,9 @@ def test_a_position_without_a_counterpart_is_undefined(gpt2: Any) -> None:
     clean = rng.integers(0, 97, (1, 9))
     corrupt = np.delete(clean, 3, 1)
     corrupt[0, 3] = (clean[0, 4] + 1) % 97
-    pairs = PromptPairs.from_tokens(corrupt.tolist(), clean.tolist(), [[5]], [[6]],
-                                    span_map=((((3, 4), (3, 5)),),))
+    pairs = PromptPairs.from_tokens(
+        corrupt.tolist(), clean.tolist(), [[5]], [[6]], span_map=((((3, 4), (3, 5)),),)
+    )
     data, _ = measure(ActivationPatching(n_boot=0), gpt2, pairs)  # base: 9 tokens, source: 8
     lost = np.isnan(data["effect_raw"].sel(layer=1).values)
     assert lost.tolist() == [False] * 3 + [True] + [False] * 4
@@ -177,12 +189,18 @@ def wrong(found: Sweep) -> None:
     found.patched[1:] *= 1.5
 
 
-@pytest.mark.parametrize(("change", "name"), [
-    (noisy, "noise_floor"), (leaky, "patch_everything"), (still, "edits_fired"),
-    (wrong, "plain_forward"),
-])
-def test_each_trust_check_turns_amber(gpt2: Any, monkeypatch: pytest.MonkeyPatch,
-                                      change: Callable[[Sweep], None], name: str) -> None:
+@pytest.mark.parametrize(
+    ("change", "name"),
+    [
+        (noisy, "noise_floor"),
+        (leaky, "patch_everything"),
+        (still, "edits_fired"),
+        (wrong, "plain_forward"),
+    ],
+)
+def test_each_trust_check_turns_amber(
+    gpt2: Any, monkeypatch: pytest.MonkeyPatch, change: Callable[[Sweep], None], name: str
+) -> None:
     method, pairs = ActivationPatching(axes="layer", site="attn_out", n_boot=0), pairs_for(97)
     assert checks(measure(method, gpt2, pairs)[1])[name]
     tampered(monkeypatch, change)
@@ -206,15 +224,18 @@ def test_statistics_travel_with_the_effect(gpt2: Any) -> None:
     assert data.attrs["small_sample"] == 1 and data.attrs["direction"] == "denoising"
 
 
-@pytest.mark.parametrize(("knobs", "given", "wanted"), [
-    ({"site": "resid_pre", "axes": "layer,head"}, "no sweep over", "layer,position"),
-    ({"site": "z", "axes": "layer,slot"}, "no sweep over", "layer,head,slot"),
-    ({"layers": (9,)}, r"Layers \[9\]", "there are 4"),
-    ({"positions": (40,)}, r"Positions \[40\]", "counted from 0"),
-    ({"axes": "layer,slot"}, "names no slots", "positions"),
-    ({"metric": "span_logprob"}, "token spans", "logit_diff"),
-    ({"at": "subject"}, "no slot", "last"),
-])
+@pytest.mark.parametrize(
+    ("knobs", "given", "wanted"),
+    [
+        ({"site": "resid_pre", "axes": "layer,head"}, "no sweep over", "layer,position"),
+        ({"site": "z", "axes": "layer,slot"}, "no sweep over", "layer,head,slot"),
+        ({"layers": (9,)}, r"Layers \[9\]", "there are 4"),
+        ({"positions": (40,)}, r"Positions \[40\]", "counted from 0"),
+        ({"axes": "layer,slot"}, "names no slots", "positions"),
+        ({"metric": "span_logprob"}, "token spans", "logit_diff"),
+        ({"at": "subject"}, "no slot", "last"),
+    ],
+)
 def test_knobs_that_do_not_fit_are_refused_with_a_remedy(
     gpt2: Any, knobs: dict[str, Any], given: str, wanted: str
 ) -> None:
@@ -225,8 +246,9 @@ def test_knobs_that_do_not_fit_are_refused_with_a_remedy(
 
 def test_prompts_of_unequal_length_sweep_over_layers_unless_asked(gpt2: Any) -> None:
     a, b = pairs_for(97, n=2, length=7), pairs_for(97, n=2, length=9)
-    mixed = PromptPairs.from_tokens([*a.clean, *b.clean], [*a.corrupt, *b.corrupt],
-                                    [*a.right, *b.right], [*a.wrong, *b.wrong])
+    mixed = PromptPairs.from_tokens(
+        [*a.clean, *b.clean], [*a.corrupt, *b.corrupt], [*a.right, *b.right], [*a.wrong, *b.wrong]
+    )
     data, _ = measure(ActivationPatching(site="attn_out", n_boot=0), gpt2, mixed)
     assert data["effect"].dims == ("layer",)
     with pytest.raises(UsageError, match="differ in length"):

@@ -14,34 +14,74 @@ import torch
 from torch import Tensor
 
 PARTS: dict[str, dict[str, str]] = {
-    "gpt2": {"layers": "transformer.h", "attn": "attn", "o": "attn.c_proj", "mlp": "mlp",
-             "out": "mlp.c_proj", "mid": "ln_2", "embed": "transformer.wte"},
-    "gpt_neo": {"layers": "transformer.h", "attn": "attn", "o": "attn.attention.out_proj",
-                "mlp": "mlp", "out": "mlp.c_proj", "mid": "ln_2", "embed": "transformer.wte"},
-    "gpt_neox": {"layers": "gpt_neox.layers", "attn": "attention", "o": "attention.dense",
-                 "mlp": "mlp", "out": "mlp.dense_4h_to_h", "mid": "",
-                 "embed": "gpt_neox.embed_in"},
+    "gpt2": {
+        "layers": "transformer.h",
+        "attn": "attn",
+        "o": "attn.c_proj",
+        "mlp": "mlp",
+        "out": "mlp.c_proj",
+        "mid": "ln_2",
+        "embed": "transformer.wte",
+    },
+    "gpt_neo": {
+        "layers": "transformer.h",
+        "attn": "attn",
+        "o": "attn.attention.out_proj",
+        "mlp": "mlp",
+        "out": "mlp.c_proj",
+        "mid": "ln_2",
+        "embed": "transformer.wte",
+    },
+    "gpt_neox": {
+        "layers": "gpt_neox.layers",
+        "attn": "attention",
+        "o": "attention.dense",
+        "mlp": "mlp",
+        "out": "mlp.dense_4h_to_h",
+        "mid": "",
+        "embed": "gpt_neox.embed_in",
+    },
     **{
-        name: {"layers": "model.layers", "attn": "self_attn", "o": "self_attn.o_proj",
-               "mlp": "mlp", "out": "mlp.down_proj", "mid": "post_attention_layernorm",
-               "embed": "model.embed_tokens"}
+        name: {
+            "layers": "model.layers",
+            "attn": "self_attn",
+            "o": "self_attn.o_proj",
+            "mlp": "mlp",
+            "out": "mlp.down_proj",
+            "mid": "post_attention_layernorm",
+            "embed": "model.embed_tokens",
+        }
         for name in ("llama", "mistral", "qwen2", "qwen3")
     },
-    "gemma2": {"layers": "model.layers", "attn": "post_attention_layernorm",
-               "o": "self_attn.o_proj", "mlp": "post_feedforward_layernorm",
-               "out": "mlp.down_proj", "mid": "pre_feedforward_layernorm",
-               "embed": "model.embed_tokens"},
-    "olmo2": {"layers": "model.layers", "attn": "post_attention_layernorm",
-              "o": "self_attn.o_proj", "mlp": "post_feedforward_layernorm",
-              "out": "mlp.down_proj", "mid": "mlp", "embed": "model.embed_tokens"},
+    "gemma2": {
+        "layers": "model.layers",
+        "attn": "post_attention_layernorm",
+        "o": "self_attn.o_proj",
+        "mlp": "post_feedforward_layernorm",
+        "out": "mlp.down_proj",
+        "mid": "pre_feedforward_layernorm",
+        "embed": "model.embed_tokens",
+    },
+    "olmo2": {
+        "layers": "model.layers",
+        "attn": "post_attention_layernorm",
+        "o": "self_attn.o_proj",
+        "mlp": "post_feedforward_layernorm",
+        "out": "mlp.down_proj",
+        "mid": "mlp",
+        "embed": "model.embed_tokens",
+    },
 }
 """Family -> where things are. ``attn`` and ``mlp`` give what is added to the residual."""
 
 PROJECTIONS: dict[str, tuple[str, ...]] = {
-    "gpt2": ("attn.c_attn",), "gpt_neox": ("attention.query_key_value",),
+    "gpt2": ("attn.c_attn",),
+    "gpt_neox": ("attention.query_key_value",),
     "gpt_neo": tuple(f"attn.attention.{x}_proj" for x in "qkv"),
-    **{name: tuple(f"self_attn.{x}_proj" for x in "qkv")
-       for name in ("llama", "mistral", "qwen2", "qwen3", "gemma2")},
+    **{
+        name: tuple(f"self_attn.{x}_proj" for x in "qkv")
+        for name in ("llama", "mistral", "qwen2", "qwen3", "gemma2")
+    },
     "olmo2": ("self_attn.q_norm", "self_attn.k_norm", "self_attn.v_proj"),  # norms join heads
 }
 """Family -> query, key and value projections, or the fused one."""
@@ -70,6 +110,7 @@ def tapped(model: Any, family: str, kind: str, layer: int, change: Callable[[Ten
     """Pass the value of a site through ``change`` in every forward inside."""
     module, is_input = _module(model, family, kind, layer)
     if is_input:
+
         def before(_: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
             if args:
                 return (change(args[0]), *args[1:]), kwargs
@@ -77,6 +118,7 @@ def tapped(model: Any, family: str, kind: str, layer: int, change: Callable[[Ten
 
         handle = module.register_forward_pre_hook(before, with_kwargs=True)
     else:
+
         def after(_: Any, __: Any, output: Any) -> Any:
             new = change(_first(output))
             return (new, *output[1:]) if isinstance(output, tuple) else new
@@ -98,16 +140,26 @@ def read(model: Any, family: str, kind: str, layer: int, tokens: Tensor) -> Tens
 
     if kind == "resid_mid":
         return read(model, family, "resid_pre", layer, tokens) + read(
-            model, family, "attn_out", layer, tokens)
+            model, family, "attn_out", layer, tokens
+        )
     with torch.no_grad(), tapped(model, family, kind, layer, keep):
         model(tokens)
     return kept[0]
 
 
 def patched_logits(
-    model: Any, family: str, base: Tensor, source: Tensor | None, kind: str, layer: int, *,
-    position: int | None = None, head: int | None = None, n_heads: int = 0,
-    value: Tensor | None = None, unit: int | None = None,
+    model: Any,
+    family: str,
+    base: Tensor,
+    source: Tensor | None,
+    kind: str,
+    layer: int,
+    *,
+    position: int | None = None,
+    head: int | None = None,
+    n_heads: int = 0,
+    value: Tensor | None = None,
+    unit: int | None = None,
 ) -> Tensor:
     """Logits ``[prompt, position, vocab]`` of the base run with one value put in place.
 
@@ -117,8 +169,9 @@ def patched_logits(
         # resid_mid = resid_pre + attn_out: replacing it is replacing attn_out by the rest
         lent = read(model, family, kind, layer, source) if value is None else value
         before = read(model, family, "resid_pre", layer, base)
-        return patched_logits(model, family, base, None, "attn_out", layer, position=position,
-                              value=lent - before)
+        return patched_logits(
+            model, family, base, None, "attn_out", layer, position=position, value=lent - before
+        )
     lent = read(model, family, kind, layer, source) if value is None else value
 
     def put(x: Tensor) -> Tensor:
@@ -153,8 +206,16 @@ def _projection(block: Any, family: str, kind: str, n_heads: int) -> tuple[Any, 
 
 
 def patched_qkv_logits(
-    model: Any, family: str, base: Tensor, source: Tensor, kind: str, layer: int, head: int, *,
-    n_heads: int, position: int | None = None,
+    model: Any,
+    family: str,
+    base: Tensor,
+    source: Tensor,
+    kind: str,
+    layer: int,
+    head: int,
+    *,
+    n_heads: int,
+    position: int | None = None,
 ) -> Tensor:
     """Logits of the base run with one head's queries, keys or values from the source run."""
     block = model.get_submodule(PARTS[family]["layers"])[layer]
@@ -179,8 +240,16 @@ def patched_qkv_logits(
 
 
 def patched_pattern_logits(
-    model: Any, family: str, base: Tensor, source: Tensor, layer: int, head: int, query: int, *,
-    n_heads: int, key: int | None = None,
+    model: Any,
+    family: str,
+    base: Tensor,
+    source: Tensor,
+    layer: int,
+    head: int,
+    query: int,
+    *,
+    n_heads: int,
+    key: int | None = None,
 ) -> Tensor:
     """Logits of the base run with one row (or entry) of a head's pattern from the source run.
 
@@ -190,7 +259,9 @@ def patched_pattern_logits(
     block = model.get_submodule(PARTS[family]["layers"])[layer]
     attention = block.get_submodule(
         {"gpt2": "attn", "gpt_neo": "attn.attention", "gpt_neox": "attention"}.get(
-            family, "self_attn"))
+            family, "self_attn"
+        )
+    )
     rows: list[Tensor] = []
     values: list[Tensor] = []
     config = model.config

@@ -45,7 +45,14 @@ class AttentionPatterns(Method):
         pattern = np.moveaxis(np.stack(found), 2, 4)
         rows = range(len(task)) if self.prompts is None else self.prompts
         return dataset(
-            {"pattern": (("side", "prompt", "layer", "head", "query", "key"),
-                         pattern.astype(np.float32), "1", "attention pattern", 0)},
+            {
+                "pattern": (
+                    ("side", "prompt", "layer", "head", "query", "key"),
+                    pattern.astype(np.float32),
+                    "1",
+                    "attention pattern",
+                    0,
+                )
+            },
             {"side": list(sides), "prompt": list(rows), "layer": list(layers)},
         )

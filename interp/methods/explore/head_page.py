@@ -46,15 +46,17 @@ class HeadPage(Method):
         group = self.head // (shape.n_heads // shape.n_kv_heads)
         sites = [
             Site("pattern", layer=self.layer, head=self.head),
-            Site("v", layer=self.layer, head=group), Site("z", layer=self.layer, head=self.head),
+            Site("v", layer=self.layer, head=group),
+            Site("z", layer=self.layer, head=self.head),
             Site("ln_final_scale"),
         ]
         pattern, ids, logits, said = [], [], [], []
         for tokens in sides.values():
             reads = run_reads(model, tokens, sites)
             p, v, z, scale = (reads[s][0] for s in sites)
-            promoted = head_writing(model, self.layer, self.head, np.concatenate([v, z[-1:]]),
-                                    float(scale[-1]))
+            promoted = head_writing(
+                model, self.layer, self.head, np.concatenate([v, z[-1:]]), float(scale[-1])
+            )
             pattern.append(p)
             top, value = top_tokens(promoted[:-1], self.top_k)
             ids.append(top)
@@ -63,17 +65,39 @@ class HeadPage(Method):
         dims = ("side", "key", "top")
         return dataset(
             {
-                "pattern": (("side", "query", "key"), np.stack(pattern).astype(np.float32), "1",
-                            "attention pattern", 0),
+                "pattern": (
+                    ("side", "query", "key"),
+                    np.stack(pattern).astype(np.float32),
+                    "1",
+                    "attention pattern",
+                    0,
+                ),
                 "promoted_id": (dims, np.stack(ids), "token", "promoted token", 0),
-                "promoted_logit": (dims, np.stack(logits), "logit",
-                                   "logit promoted if it looks here alone", 1),
-                "direct_id": (("side", "top"), np.stack([s[0] for s in said]), "token",
-                              "token promoted at the last position", 0),
-                "direct_logit": (("side", "top"), np.stack([s[1] for s in said]), "logit",
-                                 "direct logit at the last position", 1),
+                "promoted_logit": (
+                    dims,
+                    np.stack(logits),
+                    "logit",
+                    "logit promoted if it looks here alone",
+                    1,
+                ),
+                "direct_id": (
+                    ("side", "top"),
+                    np.stack([s[0] for s in said]),
+                    "token",
+                    "token promoted at the last position",
+                    0,
+                ),
+                "direct_logit": (
+                    ("side", "top"),
+                    np.stack([s[1] for s in said]),
+                    "logit",
+                    "direct logit at the last position",
+                    1,
+                ),
             },
             {"side": list(sides)},
-            layer=self.layer, head=self.head, kv_head=group,
+            layer=self.layer,
+            head=self.head,
+            kv_head=group,
             scale="final norm of the last position, held fixed",
         )

@@ -45,8 +45,13 @@ class NextTokens(Method):
             {
                 "probability": (dims, np.stack(chances), "1", "probability of the next token", 0),
                 "token_id": (dims, np.stack(ids), "token", "next token", 0),
-                "surprise": (dims[:3], np.stack(surprise), "nat",
-                             "surprise of the token that came", 0),
+                "surprise": (
+                    dims[:3],
+                    np.stack(surprise),
+                    "nat",
+                    "surprise of the token that came",
+                    0,
+                ),
             },
             {"side": list(sides), "prompt": list(rows)},
         )

@@ -42,18 +42,29 @@ class PairCheck(Method):
     def _check(self, data: dict, context: Context) -> None:
         if "accuracy" in data:
             right = float(data["accuracy"][1][0].mean())
-            context.check(Check(
-                "baseline_accuracy", "clean prompts answered right", right, 0.5, at_least=True,
-                note="Below this the model cannot do the task, and patching explains noise.",
-            ))
+            context.check(
+                Check(
+                    "baseline_accuracy",
+                    "clean prompts answered right",
+                    right,
+                    0.5,
+                    at_least=True,
+                    note="Below this the model cannot do the task, and patching explains noise.",
+                )
+            )
         name = "logit_diff" if "logit_diff" in data else "logprob"
         name = name if name in data else "span_logprob"
         clean, corrupt = data[name][1]
-        context.check(Check(
-            "metric_gap", "mean gap between clean and corrupt", float((clean - corrupt).mean()),
-            1e-3, at_least=True,
-            note="Effects are shares of this gap; without one they are undefined.",
-        ))
+        context.check(
+            Check(
+                "metric_gap",
+                "mean gap between clean and corrupt",
+                float((clean - corrupt).mean()),
+                1e-3,
+                at_least=True,
+                note="Effects are shares of this gap; without one they are undefined.",
+            )
+        )
 
 
 def fitting(task: PromptPairs) -> list[Metric]:

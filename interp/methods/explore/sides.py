@@ -31,7 +31,8 @@ def sides_of(task: PromptPairs | Texts, rows: Sequence[int] | None) -> dict[str,
         )
     columns = (
         {"clean": task.clean, "corrupt": task.corrupt}
-        if isinstance(task, PromptPairs) else {"text": task.tokens}
+        if isinstance(task, PromptPairs)
+        else {"text": task.tokens}
     )
     out = {}
     for name, column in columns.items():
@@ -60,9 +61,12 @@ def top_tokens(probabilities: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarra
 def dataset(variables: Variables, coords: dict[str, object], **attrs: object) -> xr.Dataset:
     """A dataset of ``name -> (dims, values, units, long_name, signed)``."""
     return xr.Dataset(
-        {k: (d, v, {"units": u, "long_name": n, "signed": s})
-         for k, (d, v, u, n, s) in variables.items()},
-        coords=coords, attrs=attrs,
+        {
+            k: (d, v, {"units": u, "long_name": n, "signed": s})
+            for k, (d, v, u, n, s) in variables.items()
+        },
+        coords=coords,
+        attrs=attrs,
     )
 
 

@@ -54,10 +54,12 @@ class VerifyCell(Method):
         if self.layer is not None:
             first = self.layer - self.window // 2
             layers = [n for n in range(first, first + self.window) if 0 <= n < n_layers]
-        return Cell(tuple(
-            Edit(Site(self.site, layer=n, head=self.head, position=self.position), self.with_)
-            for n in layers
-        ))
+        return Cell(
+            tuple(
+                Edit(Site(self.site, layer=n, head=self.head, position=self.position), self.with_)
+                for n in layers
+            )
+        )
 
     def measure(self, model: HookedModel, task: PromptPairs, context: Context) -> xr.Dataset:
         """``effect``, ``metric_* [prompt]``, top tokens ``[side, prompt, top]``."""
@@ -66,8 +68,7 @@ class VerifyCell(Method):
         cell = self.cell(model.shape.n_layers)
         runs = {
             "clean": answers(model, task, "clean", at=at),
-            "patched": answers(model, task, "patched", at=at, cell=cell,
-                               direction=self.direction),
+            "patched": answers(model, task, "patched", at=at, cell=cell, direction=self.direction),
             "corrupt": answers(model, task, "corrupt", at=at),
         }
         scores = {k: score_answers(task, metric, v, runs["clean"]) for k, v in runs.items()}
@@ -84,11 +85,23 @@ class VerifyCell(Method):
                 "metric_base": (("prompt",), base, unit, f"{title}, base run", 1),
                 "metric_patched": (("prompt",), patched, unit, f"{title}, patched", 1),
                 "metric_source": (("prompt",), source, unit, f"{title}, source run", 1),
-                "probability": (dims, np.stack([t[1] for t in tops.values()]), "1",
-                                "probability", 0),
-                "token_id": (dims, np.stack([t[0] for t in tops.values()]), "token",
-                             "next token", 0),
+                "probability": (
+                    dims,
+                    np.stack([t[1] for t in tops.values()]),
+                    "1",
+                    "probability",
+                    0,
+                ),
+                "token_id": (
+                    dims,
+                    np.stack([t[0] for t in tops.values()]),
+                    "token",
+                    "next token",
+                    0,
+                ),
             },
             {"side": list(tops), "prompt": np.arange(len(task))},
-            direction=self.direction, metric=self.metric, site=self.site,
+            direction=self.direction,
+            metric=self.metric,
+            site=self.site,
         )

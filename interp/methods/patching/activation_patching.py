@@ -46,7 +46,10 @@ class ActivationPatching(Method):
     title: ClassVar[str] = "Activation patching"
     question: ClassVar[str] = "Which activations carry what makes the two prompts differ?"
     citations: ClassVar[tuple[str, ...]] = (
-        "vig2020causal", "meng2022locating", "zhang2024best", "heimersheim2024use",
+        "vig2020causal",
+        "meng2022locating",
+        "zhang2024best",
+        "heimersheim2024use",
     )
     version: ClassVar[int] = 1
 
@@ -55,8 +58,15 @@ class ActivationPatching(Method):
     ] = "resid_pre"
     """What is put in place of the base run's value."""
     axes: Literal[
-        "auto", "layer,position", "layer,slot", "layer", "layer,head", "layer,head,position",
-        "layer,head,slot", "position", "slot",
+        "auto",
+        "layer,position",
+        "layer,slot",
+        "layer",
+        "layer,head",
+        "layer,head,position",
+        "layer,head,slot",
+        "position",
+        "slot",
     ] = "auto"
     """What the grid runs over; heads of k and v are key/value heads."""
     direction: Literal["denoising", "noising"] = "denoising"
@@ -64,7 +74,14 @@ class ActivationPatching(Method):
     with_: Literal["source", "zero", "mean", "resample"] = "source"
     """The value put in: the other run's, zero, the task's mean, or another prompt's."""
     metric: Literal[
-        "logit_diff", "prob", "logprob", "prob_diff", "kl", "js", "accuracy", "rank",
+        "logit_diff",
+        "prob",
+        "logprob",
+        "prob_diff",
+        "kl",
+        "js",
+        "accuracy",
+        "rank",
         "span_logprob",
     ] = "logit_diff"
     """What is read off the logits."""
@@ -96,8 +113,9 @@ class ActivationPatching(Method):
         cells = [c for g in self._grids(model, task) for c in g.cells]
         if undriven(model, cells):
             return {"cells": len(cells), "rows": len(cells) * len(task), "prompts": len(task)}
-        found = estimate(model, task, cells, metric=self.metric, direction=self.direction,
-                         at=self._at())
+        found = estimate(
+            model, task, cells, metric=self.metric, direction=self.direction, at=self._at()
+        )
         return vars(found)
 
     def measure(self, model: HookedModel, task: PromptPairs, context: Context) -> xr.Dataset:
@@ -112,7 +130,13 @@ class ActivationPatching(Method):
             return _averaged(found, extra, len(grids))
 
         found = sweep(
-            model, task, cells, context, metric=self.metric, direction=self.direction, at=at,
+            model,
+            task,
+            cells,
+            context,
+            metric=self.metric,
+            direction=self.direction,
+            at=at,
             on_chunk=lambda s: context.partial(lambda: self._dataset(gather(s), grid, task, 0)),
         )
         data = self._dataset(gather(found), grid, task, self.n_boot)
@@ -155,9 +179,7 @@ class ActivationPatching(Method):
             out.append(make_grid(model, task, self.site, self.axes, values=values, **fields))
         return out
 
-    def _dataset(
-        self, found: Sweep, grid: Grid, task: PromptPairs, n_boot: int
-    ) -> xr.Dataset:
+    def _dataset(self, found: Sweep, grid: Grid, task: PromptPairs, n_boot: int) -> xr.Dataset:
         metric = metric_named(self.metric)
         prompts = np.arange(len(task))
         raw = (found.patched - found.base).T
@@ -185,29 +207,44 @@ class ActivationPatching(Method):
             "effect_raw": (dims, laid(mean), unit, "change of the metric", 1),
             "effect_se": (dims, laid(effect_error), "1", "standard error of the effect", 0),
             "effect_raw_se": (dims, laid(error), unit, "standard error of the change", 0),
-            "effect_ci": (("bound", *dims), laid(interval), unit if reason else "1",
-                          "95 % bootstrap interval", 1),
+            "effect_ci": (
+                ("bound", *dims),
+                laid(interval),
+                unit if reason else "1",
+                "95 % bootstrap interval",
+                1,
+            ),
             "p_value": (dims, laid(p), "1", "p of a zero effect (sign flips)", 0),
             "p_fwer": (dims, laid(p_grid), "1", "p over the whole grid (max-T)", 0),
-            "inert": (dims, laid(_inert(found)), "1",
-                      "1 where the value is the same or cannot reach the metric", 0),
+            "inert": (
+                dims,
+                laid(_inert(found)),
+                "1",
+                "1 where the value is the same or cannot reach the metric",
+                0,
+            ),
             "metric_base": (("prompt",), found.base, unit, f"{metric.title}, base run", 1),
             "metric_source": (("prompt",), found.source, unit, f"{metric.title}, source run", 1),
         }
         if self.keep_prompts:
             arrays["patched_metric"] = (
-                ("prompt", *dims), laid(found.patched.T), unit, f"{metric.title}, patched", 1)
+                ("prompt", *dims),
+                laid(found.patched.T),
+                unit,
+                f"{metric.title}, patched",
+                1,
+            )
         data = xr.Dataset(
-            {k: (d, v, {"units": u, "long_name": n, "signed": s})
-             for k, (d, v, u, n, s) in arrays.items()},
+            {
+                k: (d, v, {"units": u, "long_name": n, "signed": s})
+                for k, (d, v, u, n, s) in arrays.items()
+            },
             coords={**grid.coords, "prompt": prompts, "bound": ["low", "high"]},
         )
         data.attrs.update(self._attrs(found, gap, task, metric.title, reason))
         return data
 
-    def _vanishing(
-        self, found: Sweep, gap: np.ndarray, task: PromptPairs, n_boot: int
-    ) -> str:
+    def _vanishing(self, found: Sweep, gap: np.ndarray, task: PromptPairs, n_boot: int) -> str:
         """Why the effect cannot be a share of the gap; empty where it can."""
         if not np.isfinite(gap).all():
             return "unfinished" if np.isnan(found.base).any() else "the metric is not finite"
@@ -227,62 +264,108 @@ class ActivationPatching(Method):
     ) -> dict[str, str | float | int]:
         scale = abs(float(np.nanmean(gap))) if np.isfinite(gap).any() else math.nan
         return {
-            "site": self.site, "direction": self.direction, "with_": self.with_,
-            "metric": self.metric, "metric_title": title, "at": self.at, "window": self.window,
+            "site": self.site,
+            "direction": self.direction,
+            "with_": self.with_,
+            "metric": self.metric,
+            "metric_title": title,
+            "at": self.at,
+            "window": self.window,
             "noise_floor": found.noise,
             "noise_floor_effect": found.noise / scale if scale > 0 else math.nan,
             "mean_gap": float(np.nanmean(gap)) if np.isfinite(gap).any() else math.nan,
             "undefined_reason": reason,
             "undefined_cells": int(np.isnan(found.patched).all(1).sum()),
-            "n_prompts": len(task), "small_sample": int(len(task) < SMALL_SAMPLE),
-            "rows": int(sum(found.chunks)), "flops": found.flops, "naive_flops": found.naive,
+            "n_prompts": len(task),
+            "small_sample": int(len(task) < SMALL_SAMPLE),
+            "rows": int(sum(found.chunks)),
+            "flops": found.flops,
+            "naive_flops": found.naive,
         }
 
     def _check(
-        self, model: HookedModel, task: PromptPairs, context: Context, found: Sweep, extra: int,
-        data: xr.Dataset, grid: Grid, at: int | str,
+        self,
+        model: HookedModel,
+        task: PromptPairs,
+        context: Context,
+        found: Sweep,
+        extra: int,
+        data: xr.Dataset,
+        grid: Grid,
+        at: int | str,
     ) -> None:
         """Lines of the trust panel."""
         dtype = str(getattr(model, "dtype", "float32")).removeprefix("torch.")
         relative = DEPTH_TOLERANCE.get(dtype, 1e-5) * max(1, model.shape.n_layers)
         scale = _scale(found)
-        context.check(Check(
-            "noise_floor", "noise floor (self-patched rows)", found.noise / scale, relative,
-            note="Largest change of the metric when a run's own values are put back, over the "
-                 "metric's size.",
-        ))
+        context.check(
+            Check(
+                "noise_floor",
+                "noise floor (self-patched rows)",
+                found.noise / scale,
+                relative,
+                note="Largest change of the metric when a run's own values are put back, over the "
+                "metric's size.",
+            )
+        )
         if extra:
             drift = np.nanmax(np.abs(found.patched[0] - found.source), initial=0.0)
-            context.check(Check(
-                "patch_everything", "patching everything gives the source run",
-                float(drift) / scale, relative,
-                note="resid_pre of layer 0 at every position, over the metric's size.",
-            ))
+            context.check(
+                Check(
+                    "patch_everything",
+                    "patching everything gives the source run",
+                    float(drift) / scale,
+                    relative,
+                    note="resid_pre of layer 0 at every position, over the metric's size.",
+                )
+            )
         still = _still(found, extra)
-        context.check(Check(
-            "edits_fired", "edits that changed nothing", still, 0.0,
-            note="Cells whose value stayed the same although the runs' tokens differ there.",
-        )) if self.with_ == "source" else None
+        context.check(
+            Check(
+                "edits_fired",
+                "edits that changed nothing",
+                still,
+                0.0,
+                note="Cells whose value stayed the same although the runs' tokens differ there.",
+            )
+        ) if self.with_ == "source" else None
         if self.verify:
             self._verify(model, task, context, found, extra, data, relative, scale, at)
 
     def _verify(
-        self, model: HookedModel, task: PromptPairs, context: Context, found: Sweep, extra: int,
-        data: xr.Dataset, relative: float, scale: float, at: int | str,
+        self,
+        model: HookedModel,
+        task: PromptPairs,
+        context: Context,
+        found: Sweep,
+        extra: int,
+        data: xr.Dataset,
+        relative: float,
+        scale: float,
+        at: int | str,
     ) -> None:
         """The largest cells again by plain forward passes of the back-end."""
         size = np.abs(np.nan_to_num(data["effect_raw"].values.ravel()))
         top = np.argsort(-size, kind="stable")[: self.verify]
         grid = self._grids(model, task)[0]
         again = plain_metrics(
-            model, task, [grid.cells[c] for c in top], metric_named(self.metric),
-            direction=self.direction, at=at,
+            model,
+            task,
+            [grid.cells[c] for c in top],
+            metric_named(self.metric),
+            direction=self.direction,
+            at=at,
         )
         drift = np.nanmax(np.abs(again - found.patched[extra + top]), initial=0.0)
-        context.check(Check(
-            "plain_forward", "largest cells by plain forward passes", float(drift) / scale,
-            relative, note=f"{len(top)} cells measured again by the back-end, one pass each.",
-        ))
+        context.check(
+            Check(
+                "plain_forward",
+                "largest cells by plain forward passes",
+                float(drift) / scale,
+                relative,
+                note=f"{len(top)} cells measured again by the back-end, one pass each.",
+            )
+        )
 
 
 def _array(value: object) -> np.ndarray:
@@ -310,14 +393,23 @@ def _still(found: Sweep, extra: int) -> float:
 
 def _averaged(found: Sweep, extra: int, draws: int) -> Sweep:
     """The grid alone, averaged over draws."""
+
     def mean(values: np.ndarray) -> np.ndarray:
         return values[extra:].reshape(draws, -1, values.shape[1]).mean(0)
 
     first = len(found.patched[extra:]) // draws
     return Sweep(
-        mean(found.patched), found.base, found.source, found.inert[extra : extra + first],
-        found.undefined[extra : extra + first], mean(found.moved), found.telling[:first],
-        found.noise, found.chunks, found.flops, found.naive,
+        mean(found.patched),
+        found.base,
+        found.source,
+        found.inert[extra : extra + first],
+        found.undefined[extra : extra + first],
+        mean(found.moved),
+        found.telling[:first],
+        found.noise,
+        found.chunks,
+        found.flops,
+        found.naive,
     )
 
 

@@ -12,7 +12,10 @@ from interp.engine import Cell
 from interp.terms import KINDS, CapabilityError, Edit, HookedModel, PromptPairs, Site, UsageError
 
 AUTO = {
-    "embed": "position", "z": "layer,head", "q": "layer,head", "k": "layer,kv_head",
+    "embed": "position",
+    "z": "layer,head",
+    "q": "layer,head",
+    "k": "layer,kv_head",
     "v": "layer,kv_head",
 }
 AXES = {
@@ -132,7 +135,11 @@ def make_grid(
 
 
 def _cell(
-    site: str, at: dict[str, Any], n_layers: int, window: int, with_: str,
+    site: str,
+    at: dict[str, Any],
+    n_layers: int,
+    window: int,
+    with_: str,
     values: dict[Site, np.ndarray] | None,
 ) -> Cell:
     where = at.get("position", at.get("slot"))
