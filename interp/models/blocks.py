@@ -121,6 +121,26 @@ class LayerBlock:
             q, k, v = self.w_q(x).view(len(x), self.n_heads, 3, self.d_head).unbind(2)
         return self._finish_q(q, position_N), self._finish_k(k, position_N), v
 
+    def project(self, resid_ND: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The sites q ``[N,H,E]``, k and v ``[N,K,E]``: before q/k-norms and rotary."""
+        x = resid_ND if self.pre_attn is None else self.pre_attn(resid_ND)
+        if self.order == "separate":
+            q, k, v = self.w_q(x), self.w_k(x), self.w_v(x)
+        elif self.order == "thirds":
+            q, k, v = self.w_q(x).chunk(3, -1)
+        else:
+            q, k, v = self.w_q(x).view(len(x), self.n_heads, 3, self.d_head).unbind(2)
+        return (self._heads(q, self.n_heads), self._heads(k, self.n_kv_heads),
+                self._heads(v, self.n_kv_heads))
+
+    def turned(
+        self, q_NHE: Tensor, k_NKE: Tensor, position_N: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """q and k as attention reads them; ``turned`` of ``project`` is ``qkv``."""
+        if self.qk_norm_width == "all":
+            q_NHE, k_NKE = q_NHE.flatten(1), k_NKE.flatten(1)
+        return self._finish_q(q_NHE, position_N), self._finish_k(k_NKE, position_N)
+
     def kv(self, resid_ND: Tensor, position_N: Tensor) -> tuple[Tensor, Tensor]:
         """k and v ``[N,K,E]`` alone."""
         x = resid_ND if self.pre_attn is None else self.pre_attn(resid_ND)
@@ -186,6 +206,26 @@ class LayerBlock:
     def pattern(self, q_RTHE: Tensor, k_RSKE: Tensor, position_T: Tensor) -> Tensor:
         """Attention pattern ``[R,H,T,S]``; rows sum to one."""
         return self._pattern(q_RTHE, k_RSKE, position_T).flatten(1, 2)
+
+    def scores(self, q_RTHE: Tensor, k_RSKE: Tensor, position_T: Tensor) -> Tensor:
+        """Scores ``[R,H,T,S]`` after scale and soft cap; -inf where a query may not look."""
+        mask, facts = self._mask(position_T, k_RSKE.shape[1]), self.facts
+        s = kernels.scores(
+            q_RTHE, k_RSKE, position_T, mask, facts.scale, facts.cap, self.float32_scores
+        )
+        return s.flatten(1, 2)
+
+    def biases(self) -> dict[str, Tensor]:
+        """Everything this layer adds that does not depend on its input, by the part's name."""
+        owners = {
+            name: getattr(self, name)
+            for name in ("pre_attn", "w_q", "w_k", "w_v", "q_norm", "k_norm", "w_o", "post_attn",
+                         "pre_mlp", "w_gate", "w_in", "w_out", "post_mlp")
+        }
+        found = {n: o.bias for n, o in owners.items() if getattr(o, "bias", None) is not None}
+        if self.order != "separate":
+            found = {n: b for n, b in found.items() if n not in ("w_k", "w_v")}
+        return found
 
     def mix(self, pattern_RHTS: Tensor, v_RSKE: Tensor) -> Tensor:
         """z ``[R,T,H,E]`` for a given pattern (pattern edits)."""
