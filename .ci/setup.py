@@ -12,6 +12,7 @@ import re
 import shutil
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,7 +23,7 @@ CONSTRAINTS = ROOT / "constraints.txt"
 EXTRAS = {"app": "", "test": "[test,bench,kaleido]", "ray": "[test,bench,kaleido,ray]"}
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 NOISE = re.compile(r"^(WARNING: Location|\[notice\]|DEPRECATION:|WARNING: Running pip as)")
-EVERY = 5.0  # seconds between two lines of progress
+EVERY = 6.0  # seconds between two lines of progress
 
 
 class SetupFailed(Exception):
@@ -40,7 +41,7 @@ def run(command: Sequence[str | Path], what: str) -> None:
     Raises:
         SetupFailed: the command failed; its last lines have been printed.
     """
-    started = told = time.monotonic()
+    started = time.monotonic()
     tail: list[str] = []
     env = {
         **os.environ,
@@ -59,18 +60,25 @@ def run(command: Sequence[str | Path], what: str) -> None:
         cwd=ROOT,
     ) as process:
         assert process.stdout is not None
+        over = threading.Event()
+        teller = threading.Thread(target=_tell, args=(over, tail, started), daemon=True)
+        teller.start()
         for line in process.stdout:
-            if NOISE.match(line):
-                continue
-            tail = [*tail[-30:], line.rstrip()]
-            now = time.monotonic()
-            if now - told >= EVERY:
-                told = now
-                say(f"  … {now - started:3.0f} s  {_short(line)}")
+            if not NOISE.match(line):
+                tail[:] = [*tail[-30:], line.rstrip()]
+        over.set()
+        teller.join()
     if process.returncode:
         print("\n".join(tail), flush=True)
         raise SetupFailed(f"{what} failed (exit status {process.returncode}); see the lines above.")
     say(f"  done in {time.monotonic() - started:.0f} s")
+
+
+def _tell(over: threading.Event, tail: list[str], started: float) -> None:
+    """Say every few seconds how long it has taken and what came last, until it is over."""
+    while not over.wait(EVERY):
+        last = f"  {_short(tail[-1])}" if tail else ""
+        say(f"  … {time.monotonic() - started:3.0f} s{last}")
 
 
 def _short(line: str) -> str:
