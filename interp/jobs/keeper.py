@@ -19,6 +19,8 @@ LOG = logging.getLogger("interp.jobs")
 WATCH_S = 0.5
 START_S = 120.0
 """A worker that is starting (importing torch) is given this long for its first beat."""
+QUIET = {"GOMP_SPINCOUNT": "0", "TOKENIZERS_PARALLELISM": "false"}
+"""The worker shares its cores with a browser: threads that spin while they wait would slow both."""
 
 
 class Keeper:
@@ -124,7 +126,7 @@ class Keeper:
         try:
             self._child = subprocess.Popen(
                 command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True,
-                close_fds=True)
+                close_fds=True, env={**QUIET, **os.environ})
         finally:
             os.close(log)
 

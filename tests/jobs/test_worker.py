@@ -401,6 +401,30 @@ def test_a_worker_that_lost_its_row_writes_nothing_over_the_new_owner(kills):
         db.execute("UPDATE jobs SET state='cancelled', worker=NULL WHERE id=?", (job,))
 
 
+def test_a_worker_that_hangs_is_ended_so_that_another_can_start(tmp_path, monkeypatch):
+    keeper = Keeper(Store(tmp_path / "store"), command=TOY)
+    child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+    keeper._child = child
+    monkeypatch.setattr(keeper, "_row", lambda: (identity_of(child.pid), 19.0))
+    keeper.look()
+    assert child.poll() is None
+    monkeypatch.setattr(keeper, "_row", lambda: (identity_of(child.pid), 21.0))
+    keeper.look()
+    assert child.poll() == -signal.SIGKILL and "silent for 21 s" in keeper.trouble
+
+
+def test_a_worker_that_dies_before_it_serves_is_started_ever_more_slowly(tmp_path):
+    keeper = Keeper(Store(tmp_path / "store"), command=(sys.executable, "-c", "exit(3)"))
+    starts = []
+    end = time.monotonic() + 4.0
+    while time.monotonic() < end:
+        keeper.look()
+        starts.append(keeper.starts)
+        time.sleep(0.05)
+    keeper.stop()
+    assert 1 <= max(starts) <= 3 and "status 3" in keeper.trouble
+
+
 def test_an_idle_worker_without_apps_ends_by_itself(tmp_path):
     root = tmp_path / "store"
     process = subprocess.Popen([*TOY, "--store", str(root), "--linger", "0.5"])
