@@ -150,7 +150,7 @@ def test_the_commands_of_a_document_run_in_their_order(document, here, capsys):
 
 
 def test_your_model_runs_from_a_folder(here, monkeypatch):
-    zoo = Path(interp.models.__file__).parent / "zoo" / "ioi"  # type: ignore[attr-defined]
+    zoo = Path(interp.__file__).parent / "models" / "zoo" / "ioi"
     (here / "path/to").mkdir(parents=True)
     (here / "path/to/folder").symlink_to(zoo, target_is_directory=True)
     first, pair, patch = blocks(DOCS / "your-model.md")[:3]
@@ -169,7 +169,7 @@ def test_your_model_runs_from_a_folder(here, monkeypatch):
 def test_your_model_runs_from_a_file_of_pairs(here, capsys):
     from interp.cli import main
 
-    zoo = Path(interp.models.__file__).parent / "zoo" / "ioi"  # type: ignore[attr-defined]
+    zoo = Path(interp.__file__).parent / "models" / "zoo" / "ioi"
     row = {
         "clean": "When Mary and John went home, John gave a ring to",
         "corrupt": "When Mary and John went home, Mary gave a ring to",
@@ -182,13 +182,3 @@ def test_your_model_runs_from_a_file_of_pairs(here, capsys):
         main(shlex.split(line.replace("path/to/folder", str(zoo)))[1:])
     assert ended.value.code in (0, None, 3), capsys.readouterr().err
     assert (here / "runs/first/spec.json").is_file()
-
-
-def test_your_model_runs_on_a_plain_module():
-    torch = pytest.importorskip("torch", reason="the page wraps a torch module")
-    source = blocks(DOCS / "your-model.md")[3]
-    network = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 3))
-    space = {"interp": interp, "network": network, "inputs": torch.randn(2, 4)}
-    exec(compile(source, "your-model.md", "exec"), space)
-    site = interp.Site("module", path="0")
-    assert space["model"].run(space["inputs"], read=[site]).reads[site].shape == (2, 8)
