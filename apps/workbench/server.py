@@ -49,7 +49,7 @@ def make_app(
     hosts = tuple(hosts)
     server = Flask("apps.workbench")
     server.config.update(
-        BENCH=bench, MAX_CONTENT_LENGTH=MAX_BODY, PROPAGATE_EXCEPTIONS=False,
+        BENCH=bench, PREFIX=prefix, MAX_CONTENT_LENGTH=MAX_BODY, PROPAGATE_EXCEPTIONS=False,
         TRUSTED_HOSTS=[*LOOPBACK, *(split_host(h)[0] for h in hosts)],
     )
     app = dash.Dash(

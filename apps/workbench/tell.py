@@ -10,8 +10,9 @@ from functools import wraps
 from typing import Any
 from urllib.parse import urlencode
 
-from dash import ctx, dcc, get_relative_path, html
+from dash import ctx, dcc, html
 from dash.exceptions import MissingCallbackContextException
+from flask import current_app
 
 import interp
 
@@ -101,4 +102,4 @@ def query_of(**query: Any) -> str:
 
 def link(path: str, **query: Any) -> str:
     """A path inside the workbench, under its prefix, with the query's empty values left out."""
-    return get_relative_path(path) + query_of(**query)
+    return current_app.config["PREFIX"].rstrip("/") + path + query_of(**query)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
 import itertools
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -115,6 +117,24 @@ TOY = {"title": "ToyMethod", "type": "object", "properties": {
     "scale": {"type": "number", "default": 1.0, "minimum": 0, "description": "how much"}}}
 
 
+PIECES = ("frame", "live", "labels", "cell", "workform", "shell")
+"""Modules that declare callbacks outside a page."""
+
+
+def fresh_app(bench: Any) -> Any:
+    """An app with all its callbacks, also where this process has made one before.
+
+    dash hands the callbacks that a module declares to the first app alone.
+    """
+    for piece in PIECES:
+        name = f"apps.workbench.{piece}"
+        if name in sys.modules:
+            importlib.reload(sys.modules[name])
+    from apps.workbench import server
+
+    return importlib.reload(server).make_app(bench)
+
+
 class FakeQueue:
     """Jobs that finish by themselves and questions with canned answers; no process, no model."""
 
@@ -123,6 +143,7 @@ class FakeQueue:
         self.rows: dict[str, dict[str, Any]] = {}
         self.asked: list[tuple[str, dict[str, Any]]] = []
         self.published = True
+        self.hold_at = 10**9
         self._ids = (f"{i:032x}" for i in itertools.count(1))
 
     def catalogue(self) -> dict[str, Any]:
@@ -171,7 +192,8 @@ class FakeQueue:
             if row["cancel"]:
                 row["state"] = "cancelled"
                 return
-            row["done"] += 1
+            if row["done"] < self.hold_at:
+                row["done"] += 1
         row["run_id"] = self.store.add(record(**row["job"]["fields"]))
         row["state"] = "done"
 

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from apps.workbench.bench import Bench
-from apps.workbench.server import make_app, serve
+from apps.workbench.server import serve
 from interp.store import Store
-from tests.apps.fakes import HOSTILE, FakeQueue, record
+from tests.apps.fakes import HOSTILE, FakeQueue, fresh_app, record
 
 
 @dataclass
@@ -42,9 +42,10 @@ def workbench(tmp_path_factory):
     store = Store(tmp_path_factory.mktemp("store"))
     runs = {"plain": store.add(record()), "failing": store.add(record(failing=True, seed=1,
                                                                       site="attn_out")),
+            "long": store.add(record(words=tuple(f" w{i}" for i in range(512)))),
             "hostile": store.add(record(words=HOSTILE))}
     bench = Bench(store, queue=FakeQueue(store))
-    server = serve(make_app(bench), "127.0.0.1", 0)
+    server = serve(fresh_app(bench), "127.0.0.1", 0)
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()
     yield Workbench(f"http://127.0.0.1:{server.server_port}", store, bench.queue, bench, runs)
@@ -68,7 +69,8 @@ def watch(page: Any, base: str) -> list[str]:
 def page(request, chromium, workbench):
     """A page in one theme; the test fails if it logged an error or asked another host."""
     context = chromium.new_context(viewport={"width": 1320, "height": 880},
-                                   color_scheme=request.param, accept_downloads=True)
+                                   color_scheme=request.param, accept_downloads=True,
+                                   reduced_motion="reduce")
     page = context.new_page()
     page.set_default_timeout(20_000)
     seen = watch(page, workbench.url)

@@ -108,3 +108,14 @@ def test_the_report_of_a_run_is_one_file(page, app, tmp_path):
     caught.value.save_as(path)
     text = path.read_text()
     assert "Content-Security-Policy" in text and "Activation patching" in text
+
+
+def test_a_worker_that_is_killed_under_an_open_page_comes_back(page, app):
+    found = subprocess.run(["pgrep", "-f", f"interp.jobs --store {app[1]}"], capture_output=True,
+                           text=True).stdout.split()
+    assert len(found) == 1
+    os.kill(int(found[0]), signal.SIGKILL)
+    page.get_by_role("link", name="Pair builder").click()
+    page.click("#pair-check")
+    page.wait_for_selector("text=Can the model do this?")
+    page.wait_for_selector(".worker:has-text('worker ready')")

@@ -5,13 +5,18 @@ from __future__ import annotations
 import http.client
 import json
 import re
+import subprocess
+import sys
+from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
 
 from interp.figures import glyphs
 from tests.apps.fakes import HOSTILE, WORDS
+from tests.browser.conftest import watch
 
+ROOT = Path(__file__).resolve().parents[2]
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(180)]
 
 PAGES = ("/", "/models?ref=zoo:ioi", "/pair", "/patching", "/head?layer=1&head=2", "/runs",
@@ -109,9 +114,8 @@ def test_a_view_goes_into_the_link_and_comes_back_from_it(page, workbench):
     assert page.get_by_role("textbox", name="prompt").input_value() == "prompt 3"
 
 
-STRANGE = ("?v=9", "?var=nothing", "?layer=999999&prompt=-1", "?tab=<script>",
-           "?x=1&x=2&y[]=z", "?self=1&args=2", "?layer=1%00",
-           "?" + "&".join(f"k{i}=v" for i in range(200)))
+STRANGE = ("?v=9&var=nothing&tab=<script>", "?layer=999999&prompt=-1&x=1&x=2&y[]=z&layer=1%00",
+           "?self=1&args=2&" + "&".join(f"k{i}=v" for i in range(200)))
 
 
 def test_a_link_with_strange_keys_shows_the_run_and_says_what_it_left_out(page, workbench):
@@ -131,19 +135,19 @@ def test_an_unknown_run_and_an_unknown_page_lead_somewhere(page, workbench):
 
 
 def test_a_run_is_started_followed_cancelled_and_resumed(page, workbench):
-    workbench.queue.pace, workbench.queue.chunks = 0.45, 10
+    workbench.queue.pace, workbench.queue.chunks, workbench.queue.hold_at = 0.02, 10, 5
     visit(page, workbench, "/patching")
     page.wait_for_selector(".tok.diff.clean")
     page.wait_for_selector("text=patched runs", state="detached")
     page.get_by_role("button", name="Run", exact=True).click()
     page.wait_for_selector(".live .js-plotly-plot .heatmaplayer image")
-    assert 0 < int(page.get_attribute("[role=progressbar]", "aria-valuenow")) < 100
+    page.wait_for_selector("[role=progressbar][aria-valuenow='50']")
     assert "job=" in page.url
     page.get_by_role("button", name="Cancel").click()
     page.wait_for_selector(".pill:has-text('Cancelled')")
     page.reload()
     page.wait_for_selector(".pill:has-text('Cancelled')")
-    workbench.queue.pace = 0.02
+    workbench.queue.hold_at = 10**9
     page.get_by_role("button", name="Resume").click()
     page.wait_for_selector(".frame .js-plotly-plot .heatmaplayer image")
     assert page.locator(".frame .pill.ok").count() == 1
@@ -258,6 +262,58 @@ def test_the_page_works_on_a_narrow_screen(page, workbench):
     for path in ("/", "/patching", "/runs"):
         visit(page, workbench, path)
         assert page.evaluate("() => document.documentElement.scrollWidth") <= 421, path
+
+
+def test_a_prompt_of_512_tokens_is_drawn_and_walked(page, workbench):
+    visit(page, workbench, "/run/{long}")
+    page.wait_for_selector(".frame .js-plotly-plot .heatmaplayer image")
+    assert 10 < len(ticks(page)) <= 64
+    page.focus(".frame .grid-layer")
+    page.keyboard.press("End")
+    assert "position 511 ␣w511" in page.inner_text("#announce")
+
+
+PREFIXED = """
+import pathlib, sys
+from apps.workbench.bench import Bench
+from apps.workbench.server import make_app, serve
+from interp.store import Store
+from tests.apps.fakes import FakeQueue, record
+store = Store(pathlib.Path(sys.argv[1]))
+store.add(record())
+app = make_app(Bench(store, queue=FakeQueue(store)), prefix="/user/me/",
+               token="a-token-of-enough-length", cookie="interp_test")
+server = serve(app, "127.0.0.1", 0)
+print(server.server_port, flush=True)
+server.serve_forever()
+"""
+"""In a process of its own: dash keeps one app's callbacks and prefix a process."""
+
+
+def test_under_a_prefix_with_a_token_everything_works_and_strangers_do_not(chromium, tmp_path):
+    server = subprocess.Popen([sys.executable, "-c", PREFIXED, str(tmp_path / "store")],
+                              stdout=subprocess.PIPE, text=True, cwd=ROOT)
+    context = chromium.new_context()
+    try:
+        base = f"http://127.0.0.1:{int(server.stdout.readline())}"
+        assert context.new_page().goto(f"{base}/user/me/runs").status == 401
+        page = context.new_page()
+        seen = watch(page, base)
+        page.goto(f"{base}/user/me/runs?token=a-token-of-enough-length&text=zoo")
+        page.wait_for_selector(".ag-row")
+        assert page.url == f"{base}/user/me/runs?text=zoo"
+        page.get_by_role("link", name="Home").click()
+        page.wait_for_selector(".frame .js-plotly-plot .heatmaplayer image")
+        page.get_by_role("link", name="Open this run").click()
+        page.wait_for_selector("h1:has-text('Activation patching')")
+        page.get_by_role("tab", name="Table").click()
+        page.wait_for_selector(".ag-row")
+        assert not seen
+    finally:
+        context.close()
+        server.terminate()
+        server.wait(10)
+        server.stdout.close()
 
 
 @pytest.mark.parametrize("headers,status", [

@@ -152,7 +152,9 @@ def told(value: Any) -> Any:
         flat = {k: brief(v) for k, v in value.items() if not isinstance(v, dict)}
         deeper = [html.Div([html.Span(k.replace("_", " "), className="faint"), told(v)])
                   for k, v in value.items() if isinstance(v, dict)]
-        return html.Div([facts_list(flat), *deeper], className="stack tight")
+        shown = facts_list(flat) if len(flat) <= 5 else html.P(
+            " · ".join(f"{k.replace('_', ' ')} {v}" for k, v in flat.items()), className="muted")
+        return html.Div([shown, *deeper], className="stack tight")
     return html.P(brief(value), className="muted")
 
 

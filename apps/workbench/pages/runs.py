@@ -21,9 +21,9 @@ COLUMNS = [
     {"field": "what", "headerName": "Method", "minWidth": 150, "flex": 2},
     {"field": "model", "headerName": "Model", "flex": 1, "minWidth": 90},
     {"field": "task", "headerName": "Task", "flex": 2, "minWidth": 130},
-    {"field": "knobs", "headerName": "Knobs", "flex": 2, "minWidth": 120},
+    {"field": "knobs", "headerName": "Knobs", "flex": 2, "minWidth": 110},
     {"field": "when", "headerName": "When", "flex": 1, "minWidth": 100},
-    {"field": "trust", "headerName": "Trust", "flex": 1, "minWidth": 100},
+    {"field": "trust", "headerName": "Trust", "flex": 1, "minWidth": 118},
     {"field": "tags", "headerName": "Tags", "flex": 1, "minWidth": 80},
     {"field": "note", "headerName": "Note", "flex": 1, "minWidth": 90},
 ]
