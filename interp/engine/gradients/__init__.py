@@ -5,6 +5,14 @@ from interp.engine.gradients.passes import KINDS, LayerPass
 from interp.engine.gradients.ruleset import PRESETS, RuleSet, rule_set
 
 __all__ = [
-    "KINDS", "PRESETS", "Active", "LayerPass", "Reference", "RuleSet", "record", "rule_set",
-    "rules", "run_blocks",
+    "KINDS",
+    "PRESETS",
+    "Active",
+    "LayerPass",
+    "Reference",
+    "RuleSet",
+    "record",
+    "rule_set",
+    "rules",
+    "run_blocks",
 ]

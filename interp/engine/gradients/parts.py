@@ -44,9 +44,7 @@ class Part:
         """The part's value; what it saw is kept where somebody watches."""
         self.calls += 1
         if self.watching:
-            self.seen = tuple(
-                i.detach().clone() if isinstance(i, Tensor) else i for i in inputs
-            )
+            self.seen = tuple(i.detach().clone() if isinstance(i, Tensor) else i for i in inputs)
         if self.recording:
             with torch.no_grad():
                 self.lent = self.measured(*inputs)
@@ -82,8 +80,7 @@ class Part:
         """
         if len(lent) != len(like):
             raise UsageError(
-                f"The reference run has {len(lent)} rows and this one {len(like)} "
-                f"({self.where}).",
+                f"The reference run has {len(lent)} rows and this one {len(like)} ({self.where}).",
                 remedy="Run the prompts of the reference, all of them, in the same order.",
             )
         return lent
@@ -178,14 +175,13 @@ class AttendPart(Part):
 class _Tanh(TorchFunctionMode):
     """Inside, tanh passes x·sg(tanh(x)/x)."""
 
-    def __torch_function__(
-        self, func: Any, types: Any, args: Any = (), kwargs: Any = None
-    ) -> Any:
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
         if func is torch.tanh and args[0].requires_grad:
             x = args[0]
-            return forms.stopped(out, x * (torch.tanh(x.detach()) / forms.away_from_zero(
-                x.detach())))
+            return forms.stopped(
+                out, x * (torch.tanh(x.detach()) / forms.away_from_zero(x.detach()))
+            )
         return out
 
 
@@ -242,8 +238,9 @@ class Swap:
         if self.rules.norm != "grad" and self.blocks.final_norm is not None:
             self._norm("norm", self.blocks, "final_norm", "the final norm")
         if self.rules.cap != "grad" and self.blocks.cap is not None:
-            self._set(self.blocks, "unembed",
-                      CapPart("cap", "the cap of the logits", self.blocks.unembed))
+            self._set(
+                self.blocks, "unembed", CapPart("cap", "the cap of the logits", self.blocks.unembed)
+            )
 
     def _norm(self, kind: str, owner: Any, name: str, where: str) -> None:
         norm = getattr(owner, name)

@@ -19,10 +19,19 @@ import torch
 from torch import Tensor
 
 from interp.engine.metrics import Metric, Targets
-from interp.terms import Block, Blocks
+from interp.terms import Block
 
 KINDS = (
-    "embed", "resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out", "z", "q", "k", "v",
+    "embed",
+    "resid_pre",
+    "resid_mid",
+    "resid_post",
+    "attn_out",
+    "mlp_out",
+    "z",
+    "q",
+    "k",
+    "v",
     "mlp_post",
 )
 """Kinds of sites a pass can take."""
@@ -63,8 +72,14 @@ class LayerPass:
     """
 
     def __init__(
-        self, blocks: Blocks, tokens: np.ndarray, kinds: Iterable[str], *, grad: bool = False,
-        keep_graph: bool = True, also: dict[int, dict[str, Tensor]] | None = None,
+        self,
+        blocks: Blocks,
+        tokens: np.ndarray,
+        kinds: Iterable[str],
+        *,
+        grad: bool = False,
+        keep_graph: bool = True,
+        also: dict[int, dict[str, Tensor]] | None = None,
     ) -> None:
         self.blocks, self.kinds = blocks, frozenset(kinds)
         self.grad, self.keep_graph, self.also = grad, keep_graph, also or {}
@@ -83,9 +98,7 @@ class LayerPass:
         blocks = self.blocks
         with torch.no_grad():
             x = blocks.embed(self.tokens_N, self.position_N) if embed_ND is None else embed_ND
-            self.embedding = (
-                blocks.token_embed(self.tokens_N) if "embed" in self.kinds else None
-            )
+            self.embedding = blocks.token_embed(self.tokens_N) if "embed" in self.kinds else None
         for block in blocks.layers:
             x = self._piece(block, x)
         self.resid_ND = x
@@ -132,6 +145,11 @@ class LayerPass:
         """Logits ``[prompt, at, vocab or column]`` in fp32 or better."""
         places = torch.from_numpy(at).to(resid_ND.device)
         rows = torch.arange(self.rows, device=resid_ND.device)[:, None]
+        if getattr(self.blocks.final_norm, "lent", None) is not None:
+            # a reference lends its divisors to whole runs
+            whole = self.blocks.unembed(resid_ND, columns)
+            return self._rows(whole if whole.dtype == torch.float64 else whole.float())[
+                rows, places]
         chosen = self._rows(resid_ND)[rows, places]
         logits = self.blocks.unembed(chosen.flatten(0, 1), columns)
         logits = logits if logits.dtype == torch.float64 else logits.float()
@@ -156,15 +174,19 @@ class LayerPass:
         with torch.enable_grad():
             last = self.resid_ND.detach().requires_grad_()
             scores = self._metric(metric, targets, at, last)
-            found = torch.autograd.grad(
-                scores.sum(), [last, *more.values()], allow_unused=True)
+            found = torch.autograd.grad(scores.sum(), [last, *more.values()], allow_unused=True)
         extra = {n: _known(g, v) for (n, v), g in zip(more.items(), found[1:], strict=True)}
         return scores.detach(), _known(found[0], last), extra
 
     # -- backward -------------------------------------------------------------------------------
 
     def backward(
-        self, g_ND: Tensor, visit: Visit, *, start: int | None = None, again: bool = False,
+        self,
+        g_ND: Tensor,
+        visit: Visit,
+        *,
+        start: int | None = None,
+        again: bool = False,
         extra: Callable[[int, dict[str, Tensor]], None] = lambda layer, grads: None,
     ) -> list[Tensor]:
         """Pull a gradient from the last residual back to the embedding.
@@ -191,12 +213,16 @@ class LayerPass:
                 out, wanted, g_ND, allow_unused=True, retain_graph=again and self.keep_graph
             )
             n = len(values) + 1
-            visit(layer, {
-                k: (self._rows(v.detach()), self._rows(_known(g, v)))
-                for (k, v), g in zip(values.items(), found[1:n], strict=True)
-            })
-            extra(layer, {k: _known(g, v)
-                          for (k, v), g in zip(more.items(), found[n:], strict=True)})
+            visit(
+                layer,
+                {
+                    k: (self._rows(v.detach()), self._rows(_known(g, v)))
+                    for (k, v), g in zip(values.items(), found[1:n], strict=True)
+                },
+            )
+            extra(
+                layer, {k: _known(g, v) for (k, v), g in zip(more.items(), found[n:], strict=True)}
+            )
             g_ND = _known(found[0], x)
             if not again:
                 self._forget(layer)

@@ -9,9 +9,13 @@ from typing import Any
 from interp.terms import UsageError, unknown_name
 
 CHOICES: dict[str, tuple[str, ...]] = {
-    "norm": ("grad", "linear"), "act": ("grad", "identity"), "gate": ("grad", "half", "value"),
-    "attn": ("grad", "ah", "uniform"), "qk_norm": ("grad", "linear"),
-    "cap": ("grad", "identity"), "mean": ("linear", "frozen"),
+    "norm": ("grad", "linear"),
+    "act": ("grad", "identity"),
+    "gate": ("grad", "half", "value"),
+    "attn": ("grad", "ah", "uniform"),
+    "qk_norm": ("grad", "linear"),
+    "cap": ("grad", "identity"),
+    "mean": ("linear", "frozen"),
 }
 """Kind of part -> the rules there are; ``grad`` leaves it alone."""
 
@@ -76,7 +80,7 @@ PRESETS: dict[str, RuleSet] = {
         RuleSet("linear", "identity", "value", "ah", name="linear"),
     )
 }
-"""Name -> rules. ``relp``, ``attnlrp``, ``cplrp`` as published (the default of RelP leaves attention
+"""Name -> rules. ``relp``, ``attnlrp``, ``cplrp`` as published (RelP's default leaves attention
 alone; ``relp_ah`` is its table's; ``relp_no_identity`` is what its readme's usage runs)."""
 
 
@@ -91,8 +95,9 @@ def rule_set(preset: str | RuleSet, **changes: Any) -> RuleSet:
             raise unknown_name("set of rules", preset, PRESETS)
         preset = PRESETS[preset]
     if unknown := sorted(set(changes) - set(CHOICES)):
-        raise UsageError(f"There is no rule for {unknown[0]!r}.",
-                         remedy=f"Kinds: {', '.join(CHOICES)}.")
+        raise UsageError(
+            f"There is no rule for {unknown[0]!r}.", remedy=f"Kinds: {', '.join(CHOICES)}."
+        )
     changed = {k: v for k, v in changes.items() if v is not None and v != getattr(preset, k)}
     if not changed:
         return preset
