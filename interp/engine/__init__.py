@@ -11,6 +11,7 @@ from interp.engine.reading import (
     run_reads,
     score_answers,
 )
+from interp.engine.screening import Screened, screened_sweep
 from interp.engine.sweeps import Estimate, estimate, sweep
 from interp.engine.undriven import Sweep, undriven
 
@@ -19,6 +20,7 @@ __all__ = [
     "Cell",
     "Estimate",
     "Metric",
+    "Screened",
     "Sweep",
     "answers",
     "estimate",
@@ -31,6 +33,7 @@ __all__ = [
     "run_probabilities",
     "run_reads",
     "score_answers",
+    "screened_sweep",
     "sweep",
     "undriven",
 ]

@@ -20,6 +20,7 @@ from interp.engine.attending import Attention
 from interp.engine.entering import Entrance, Stages
 from interp.engine.lending import Lender
 from interp.engine.packing import (
+    WHICH,
     Chunk,
     Entry,
     Group,
@@ -166,29 +167,58 @@ class PackedPass:
     def _layer(
         self, layer: int, block: Block, x_ND: Tensor
     ) -> tuple[Tensor, tuple[Entry, Tensor] | None]:
-        q_NHE, k_NKE, v_NKE = block.qkv(x_ND, self._positions())
-        q_NHE = self.lender.edit(layer, "q", q_NHE)
-        k_NKE = self.lender.edit(layer, "k", k_NKE)
-        v_NKE = self.lender.edit(layer, "v", v_NKE)
+        q_NHE, k_NKE, v_NKE = self._qkv(layer, block, x_ND)
         attention = Attention(block, self.lender, k_NKE, v_NKE, self.sources, self.groups)
         z_NHE = attention.everywhere(q_NHE)
         z_NHE = attention.edit_patterns(layer, q_NHE, z_NHE, self.places)
         del attention, q_NHE, k_NKE, v_NKE
         return self._tail(layer, block, x_ND, z_NHE, self.places)
 
+    def _edits(self, layer: int, *kinds: str) -> bool:
+        """Whether live rows edit one of these kinds here."""
+        return any(self.chunk.edits(layer, k, "live", w) for k in kinds for w in WHICH)
+
+    def _qkv(self, layer: int, block: Block, x_ND: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys and values of all tokens; edits stand before q/k-norms and rotary."""
+        position_N = self._positions()
+        if not self._edits(layer, "q", "k", "v"):
+            return block.qkv(x_ND, position_N)
+        q_NHE, k_NKE, v_NKE = block.project(x_ND)
+        q_NHE = self.lender.edit(layer, "q", q_NHE)
+        k_NKE = self.lender.edit(layer, "k", k_NKE)
+        v_NKE = self.lender.edit(layer, "v", v_NKE)
+        return (*block.turned(q_NHE, k_NKE, position_N), v_NKE)
+
+    def _kv(self, layer: int, block: Block, x_ND: Tensor) -> tuple[Tensor, Tensor]:
+        """As ``_qkv`` without the queries."""
+        position_N = self._positions()
+        if not self._edits(layer, "k", "v"):
+            return block.kv(x_ND, position_N)
+        q_NHE, k_NKE, v_NKE = block.project(x_ND)
+        k_NKE = self.lender.edit(layer, "k", k_NKE)
+        v_NKE = self.lender.edit(layer, "v", v_NKE)
+        return block.turned(q_NHE, k_NKE, position_N)[1], v_NKE
+
+    def _queries(
+        self, layer: int, block: Block, x_MD: Tensor, position_M: Tensor, here: Places
+    ) -> Tensor:
+        """Queries of the metric tokens."""
+        if not self._edits(layer, "q"):
+            return block.queries(x_MD, position_M)
+        q_MHE, k_MKE, _ = block.project(x_MD)
+        q_MHE = self.lender.edit(layer, "q", q_MHE, here)
+        return block.turned(q_MHE, k_MKE, position_M)[0]
+
     def _last_layer(
         self, layer: int, block: Block, x_ND: Tensor
     ) -> tuple[Tensor, tuple[Entry, Tensor] | None]:
         """As ``_layer``, but behind the keys and values only the metric tokens go on."""
-        k_NKE, v_NKE = block.kv(x_ND, self._positions())
-        k_NKE = self.lender.edit(layer, "k", k_NKE)
-        v_NKE = self.lender.edit(layer, "v", v_NKE)
+        k_NKE, v_NKE = self._kv(layer, block, x_ND)
         tokens, positions, queries, here, self.source_at = metric_queries(
             self.chunk, self.groups, self.places
         )
         x_MD = x_ND[self.lender.index(tokens)]
-        q_MHE = block.queries(x_MD, self.lender.index(positions))
-        q_MHE = self.lender.edit(layer, "q", q_MHE, here)
+        q_MHE = self._queries(layer, block, x_MD, self.lender.index(positions), here)
         attention = Attention(block, self.lender, k_NKE, v_NKE, self.sources, self.groups)
         z_MHE = attention.at_metric(q_MHE, queries)
         z_MHE = attention.edit_patterns(layer, q_MHE, z_MHE, here)

@@ -244,6 +244,7 @@ def sweep(
     nulls: int = 2,
     seconds: float = memory.SECONDS,
     on_chunk: Any = None,
+    label: str = "sweep",
 ) -> Sweep:
     """Measure every cell in every prompt exactly.
 
@@ -258,6 +259,7 @@ def sweep(
         nulls: self-patched rows a prompt (the noise floor).
         seconds: planned time of a chunk.
         on_chunk: called with the unfinished ``Sweep`` after each chunk.
+        label: names the chunks that are kept, where a method sweeps twice.
 
     Raises:
         TooLargeError: a single row does not fit in the memory given.
@@ -270,7 +272,7 @@ def sweep(
         context.note("slow path", f"{why} Each cell is one whole forward pass.")
         return plain_sweep(model, pairs, cells, chosen, context, direction, at, on_chunk)
     work = _Work(model, pairs, cells, chosen, direction, at, nulls)
-    partition = _partition(work, context, seconds)
+    partition = _partition(work, context, seconds, label)
     plans, total = work.plans, 0.0
     costs = []
     for p, rows in partition:
@@ -284,7 +286,7 @@ def sweep(
     done = 0.0
     context.advance(0, total)
     for i, ((p, rows), flops) in enumerate(zip(partition, costs, strict=True)):
-        found = context.load_chunk(f"sweep-{i}")
+        found = context.load_chunk(f"{label}-{i}")
         if found is None:
             at_start, share = done, flops
 
@@ -292,20 +294,22 @@ def sweep(
                 context.advance(at_start + part * share, total)
 
             found = _measured(work, plans[p], rows, context, on_layer)
-            context.save_chunk(f"sweep-{i}", found)
+            context.save_chunk(f"{label}-{i}", found)
         work.keep(plans[p], rows, found)
         done += flops
         context.advance(done, total)
         if on_chunk is not None:
             on_chunk(work.sweep)
-    context.note("partition", work.sweep.chunks)
+    context.note(f"{label}_partition" if label != "sweep" else "partition", work.sweep.chunks)
     context.note("flops", total)
     return work.sweep
 
 
-def _partition(work: _Work, context: Context, seconds: float) -> list[tuple[int, list[int]]]:
+def _partition(
+    work: _Work, context: Context, seconds: float, label: str
+) -> list[tuple[int, list[int]]]:
     """Chunks as an earlier try recorded them, else planned now and recorded."""
-    kept = context.load_chunk("partition")
+    kept = context.load_chunk(f"{label}-partition")
     if kept is not None:
         stops = np.cumsum(kept["size"])
         return [
@@ -315,7 +319,7 @@ def _partition(work: _Work, context: Context, seconds: float) -> list[tuple[int,
     chunks = list(work.chunks(context.memory, seconds))
     if chunks:
         context.save_chunk(
-            "partition",
+            f"{label}-partition",
             {
                 "plan": np.array([p for p, _ in chunks]),
                 "size": np.array([len(r) for _, r in chunks]),

@@ -124,6 +124,14 @@ class Block(Protocol):
         """As ``qkv``, the queries alone."""
         ...
 
+    def project(self, resid_ND: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The sites q, k and v: projections before q/k-norms and rotary."""
+        ...
+
+    def turned(self, q_NHE: Tensor, k_NKE: Tensor, position_N: Tensor) -> tuple[Tensor, Tensor]:
+        """q and k as attention reads them; ``turned`` of ``project`` is ``qkv``."""
+        ...
+
     def attend(self, q_RTHE: Tensor, k_RSKE: Tensor, v_RSKE: Tensor, position_T: Tensor) -> Tensor:
         """z ``[R,T,H,E]``: keys stand at positions 0…S-1, queries at ``position_T``.
 
@@ -163,9 +171,20 @@ class Block(Protocol):
 class Blocks(Protocol):
     """The model as the engine drives it, layer by layer."""
 
-    layers: Sequence[Block]
-    device: torch.device
-    dtype: torch.dtype
+    @property
+    def layers(self) -> Sequence[Block]:
+        """Every layer, in order."""
+        ...
+
+    @property
+    def device(self) -> torch.device:
+        """Where the parameters are."""
+        ...
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The parameters' dtype."""
+        ...
 
     def embed(self, tokens_N: Tensor, position_N: Tensor) -> Tensor:
         """resid_pre of layer 0 for packed tokens: ``[N,D]``."""

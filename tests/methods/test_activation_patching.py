@@ -271,3 +271,45 @@ def test_the_estimate_counts_the_cells(gpt2: Any) -> None:
     assert guess["cells"] == 24 and guess["flops"] > 0
     assert guess["naive_flops"] > guess["flops"]
     assert Site("z", layer=0) in gpt2.sites
+
+
+@pytest.mark.parametrize("with_", ["mean", "resample"])
+@pytest.mark.parametrize("family", ["llama", "qwen3", "olmo2", "gpt_neox"])
+@pytest.mark.parametrize("site", ["q", "k"])
+def test_given_queries_and_keys_stand_where_the_back_end_edits_them(
+    family: str, site: str, with_: str
+) -> None:
+    model = load_model(hard_model(family))
+    pairs = telling_pairs(model.module())
+    method = ActivationPatching(site=site, with_=with_, n_boot=0, verify=6)  # type: ignore[arg-type]
+    data, context = measure(method, model, pairs)
+    assert checks(context)["plain_forward"], context.checks[-1]
+    assert float(np.abs(data["effect_raw"]).max()) > 1e-3
+
+
+def test_a_screen_finds_the_same_top_cells_and_measures_them_exactly(llama: Any) -> None:
+    pairs = telling_pairs(hard_model("llama"))
+    knobs: dict[str, Any] = {"site": "z", "axes": "layer,head,position", "n_boot": 0}
+    whole, _ = measure(ActivationPatching(**knobs), llama, pairs)
+    rough, context = measure(ActivationPatching(screen=20, **knobs), llama, pairs)
+    best = np.argsort(-np.abs(whole["effect_raw"].values.ravel()))[:8]
+    assert (rough["exact"].values.ravel()[best] == 1).all()
+    exact = rough["exact"].values == 1
+    np.testing.assert_allclose(
+        rough["effect"].values[exact], whole["effect"].values[exact], atol=1e-5
+    )
+    assert exact.sum() == 20
+    found = {c.name: c for c in context.checks}["screen_agreement"]
+    assert found.passed and found.value < 1.0
+    assert not np.array_equal(rough["effect"].values[~exact], whole["effect"].values[~exact])
+
+
+def test_a_screen_that_disagrees_turns_amber() -> None:
+    from interp.engine import Screened
+    from interp.methods.patching.trust import check_screen
+
+    context = Remembering()
+    empty = np.zeros((1, 1))
+    sweep = Sweep(*[empty] * 7)  # type: ignore[arg-type]
+    check_screen(context, Screened(sweep, np.ones(5, bool), 0.5))
+    assert not context.checks[0].passed

@@ -80,9 +80,8 @@ PROJECTIONS: dict[str, tuple[str, ...]] = {
     "gpt_neo": tuple(f"attn.attention.{x}_proj" for x in "qkv"),
     **{
         name: tuple(f"self_attn.{x}_proj" for x in "qkv")
-        for name in ("llama", "mistral", "qwen2", "qwen3", "gemma2")
+        for name in ("llama", "mistral", "qwen2", "qwen3", "gemma2", "olmo2")
     },
-    "olmo2": ("self_attn.q_norm", "self_attn.k_norm", "self_attn.v_proj"),  # norms join heads
 }
 """Family -> query, key and value projections, or the fused one."""
 

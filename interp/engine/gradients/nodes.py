@@ -118,7 +118,7 @@ def attribute(
     check_metric(chosen, pairs)
     wish = Wish(tuple(kinds), chosen, direction, at, qk_fix, grad_drop, tuple(steps))
     _check_kinds(model, wish)
-    out = _empty(model, pairs, wish)
+    out = empty_arrays(model, pairs, wish)
     batches = list(_batches(model, pairs, wish, context.memory))
     done = 0
     for number, (bucket, keep) in enumerate(batches):
@@ -181,7 +181,8 @@ def _check_kinds(model: HookedModel, wish: Wish) -> None:
                          remedy="Use grad_drop=False.")
 
 
-def _empty(model: HookedModel, pairs: PromptPairs, wish: Wish) -> Attribution:
+def empty_arrays(model: HookedModel, pairs: PromptPairs, wish: Wish) -> Attribution:
+    """Arrays of the right shape, NaN throughout."""
     shape = model.shape
     width = {"head": shape.n_heads, "kv_head": shape.n_kv_heads, "neuron": shape.d_mlp}
     tail = len(pairs.right[0]) - 1 if pairs.answer_form == "span" else 0

@@ -14,8 +14,8 @@ from interp.engine import (
     Sweep,
     estimate,
     metric_named,
-    plain_metrics,
     read_values,
+    screened_sweep,
     sweep,
     undriven,
 )
@@ -27,10 +27,10 @@ from interp.engine.statistics import (
     sign_flip_tests,
 )
 from interp.methods.patching.grids import Grid, make_grid
-from interp.terms import Check, Context, HookedModel, Method, PromptPairs, Site, UsageError
+from interp.methods.patching.trust import check_plain, check_screen, check_sweep
+from interp.terms import Context, Edit, HookedModel, Method, PromptPairs, Site, UsageError
 
 SMALL_SAMPLE = 8
-DEPTH_TOLERANCE = {"float64": 1e-10, "float32": 1e-5, "bfloat16": 4e-2, "float16": 4e-3}
 
 
 class ActivationPatching(Method):
@@ -101,6 +101,8 @@ class ActivationPatching(Method):
     """Bootstrap samples for the confidence interval."""
     verify: Annotated[int, Field(ge=0, le=100, json_schema_extra={"advanced": True})] = 1
     """So many of the largest cells are measured again by plain forward passes."""
+    screen: Annotated[int, Field(ge=0, le=100_000, json_schema_extra={"advanced": True})] = 0
+    """Screen all cells in bfloat16 and measure so many of the largest again; 0 for no screen."""
     seed: Annotated[int, Field(ge=0, json_schema_extra={"advanced": True})] = 0
     """Seed of resampling, bootstrap and sign flips."""
 
@@ -120,36 +122,60 @@ class ActivationPatching(Method):
 
     def measure(self, model: HookedModel, task: PromptPairs, context: Context) -> xr.Dataset:
         """Dataset of ``effect``, ``effect_raw`` and their statistics over the chosen axes."""
-        at = self._at()
         grids = self._grids(model, task)
         grid = grids[0]
-        cells = [*self._identities(model, grid), *(c for g in grids for c in g.cells)]
+        cells = [*self._identities(model), *(c for g in grids for c in g.cells)]
         extra = len(cells) - len(grids) * len(grid.cells)
 
         def gather(found: Sweep) -> Sweep:
             return _averaged(found, extra, len(grids))
 
-        found = sweep(
-            model,
-            task,
-            cells,
-            context,
-            metric=self.metric,
-            direction=self.direction,
-            at=at,
-            on_chunk=lambda s: context.partial(lambda: self._dataset(gather(s), grid, task, 0)),
-        )
+        knobs = {
+            "metric": self.metric,
+            "direction": self.direction,
+            "at": self._at(),
+            "on_chunk": lambda s: context.partial(lambda: self._dataset(gather(s), grid, task, 0)),
+        }
+        if self.screen:
+            screened = screened_sweep(
+                model, task, cells, context, top=self.screen, always=extra, **knobs
+            )
+            found = screened.sweep
+            check_screen(context, screened)
+        else:
+            found = sweep(model, task, cells, context, **knobs)
         data = self._dataset(gather(found), grid, task, self.n_boot)
-        self._check(model, task, context, found, extra, data, grid, at)
+        size = np.abs(np.nan_to_num(data["effect_raw"].values.ravel()))
+        top = np.argsort(-size, kind="stable")[: self.verify]
+        if self.screen:
+            exact = np.all(screened.exact[extra:].reshape(len(grids), -1), axis=0)
+            data["exact"] = (
+                grid.dims,
+                exact.reshape(grid.shape).astype(np.int8),
+                {"units": "1", "long_name": "1 where measured in full precision", "signed": 0},
+            )
+            top = top[exact[top]]
+        check_sweep(model, context, found, extra, dead_edits=self.with_ == "source")
+        if len(top):
+            verified = [grid.cells[c] for c in top]
+            check_plain(
+                model,
+                task,
+                context,
+                found,
+                verified,
+                extra + top,
+                metric=self.metric,
+                direction=self.direction,
+                at=self._at(),
+            )
         return data
 
     def _at(self) -> int | str:
         return int(self.at) if self.at.lstrip("-").isdigit() else self.at
 
-    def _identities(self, model: HookedModel, grid: Grid) -> list[Cell]:
+    def _identities(self, model: HookedModel) -> list[Cell]:
         """Cells whose answer is known: patching everything at layer 0 gives the source run."""
-        from interp.terms import Edit
-
         sites = {s.kind for s in model.sites}
         if "resid_pre" not in sites:
             return []
@@ -283,112 +309,15 @@ class ActivationPatching(Method):
             "naive_flops": found.naive,
         }
 
-    def _check(
-        self,
-        model: HookedModel,
-        task: PromptPairs,
-        context: Context,
-        found: Sweep,
-        extra: int,
-        data: xr.Dataset,
-        grid: Grid,
-        at: int | str,
-    ) -> None:
-        """Lines of the trust panel."""
-        dtype = str(getattr(model, "dtype", "float32")).removeprefix("torch.")
-        relative = DEPTH_TOLERANCE.get(dtype, 1e-5) * max(1, model.shape.n_layers)
-        scale = _scale(found)
-        context.check(
-            Check(
-                "noise_floor",
-                "noise floor (self-patched rows)",
-                found.noise / scale,
-                relative,
-                note="Largest change of the metric when a run's own values are put back, over the "
-                "metric's size.",
-            )
-        )
-        if extra:
-            drift = np.nanmax(np.abs(found.patched[0] - found.source), initial=0.0)
-            context.check(
-                Check(
-                    "patch_everything",
-                    "patching everything gives the source run",
-                    float(drift) / scale,
-                    relative,
-                    note="resid_pre of layer 0 at every position, over the metric's size.",
-                )
-            )
-        still = _still(found, extra)
-        context.check(
-            Check(
-                "edits_fired",
-                "edits that changed nothing",
-                still,
-                0.0,
-                note="Cells whose value stayed the same although the runs' tokens differ there.",
-            )
-        ) if self.with_ == "source" else None
-        if self.verify:
-            self._verify(model, task, context, found, extra, data, relative, scale, at)
-
-    def _verify(
-        self,
-        model: HookedModel,
-        task: PromptPairs,
-        context: Context,
-        found: Sweep,
-        extra: int,
-        data: xr.Dataset,
-        relative: float,
-        scale: float,
-        at: int | str,
-    ) -> None:
-        """The largest cells again by plain forward passes of the back-end."""
-        size = np.abs(np.nan_to_num(data["effect_raw"].values.ravel()))
-        top = np.argsort(-size, kind="stable")[: self.verify]
-        grid = self._grids(model, task)[0]
-        again = plain_metrics(
-            model,
-            task,
-            [grid.cells[c] for c in top],
-            metric_named(self.metric),
-            direction=self.direction,
-            at=at,
-        )
-        drift = np.nanmax(np.abs(again - found.patched[extra + top]), initial=0.0)
-        context.check(
-            Check(
-                "plain_forward",
-                "largest cells by plain forward passes",
-                float(drift) / scale,
-                relative,
-                note=f"{len(top)} cells measured again by the back-end, one pass each.",
-            )
-        )
-
 
 def _array(value: object) -> np.ndarray:
     return value.detach().double().cpu().numpy()  # type: ignore[attr-defined]
-
-
-def _scale(found: Sweep) -> float:
-    """Size of the metric: its spread over prompts and runs, or its magnitude."""
-    values = np.concatenate([found.base, found.source])
-    values = values[np.isfinite(values)]
-    return float(max(values.std(), np.abs(values).mean(), 1e-12)) if len(values) else 1.0
 
 
 def _inert(found: Sweep) -> np.ndarray:
     """Cells that change nothing in any prompt: out of reach, or equal values in both runs."""
     same = (found.moved == 0) & np.isfinite(found.patched) & (found.patched == found.base)
     return (found.inert | same).all(1).astype(np.int8)
-
-
-def _still(found: Sweep, extra: int) -> float:
-    """Cells that changed no value in a prompt although the two runs' tokens differ there."""
-    dead = (found.moved[extra:] == 0) & found.telling[extra:]
-    return float(dead.any(1).sum())
 
 
 def _averaged(found: Sweep, extra: int, draws: int) -> Sweep:
