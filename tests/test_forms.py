@@ -32,6 +32,8 @@ class Toy(Method):
     """What to put."""
     words: tuple[str, ...] = ()
     """Some words."""
+    slots: tuple[str, ...] | None = ("all",)
+    """Some slots, or none."""
     name: str = "toy"
     """A name."""
     other: ModelRef | None = None
@@ -61,6 +63,7 @@ BY_NAME = {f.name: f for f in FIELDS}
         ("axes", "choices"),
         ("with_", "list"),
         ("words", "list"),
+        ("slots", "list"),
         ("name", "text"),
         ("other", "ref"),
         ("results", "refs"),
@@ -109,6 +112,8 @@ def test_a_required_field_is_never_folded_away():
         ("layers", "0-2, 7", [0, 1, 2, 7]),
         ("layers", "[3]", [3]),
         ("layers", "none", None),
+        ("slots", "none", None),
+        ("slots", "null", None),
         ("n_boot", "10", 10),
         ("width", "2e-3", 0.002),
         ("keep", "no", False),

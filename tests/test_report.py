@@ -7,6 +7,7 @@ import html
 import json
 import re
 from html.parser import HTMLParser
+from pathlib import Path
 
 import pytest
 import xarray as xr
@@ -148,12 +149,16 @@ def test_parameters_provenance_and_the_way_to_run_it_again_are_there(tmp_path):
 
 
 def test_a_page_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
-    from interp.report import page
-
     result_report(result(), tmp_path / "r.html")
     before = (tmp_path / "r.html").read_bytes()
-    monkeypatch.setattr(page, "page_of", lambda *a, **k: 1 / 0)
-    with pytest.raises(ZeroDivisionError):
+    real = Path.write_text
+
+    def full_disk(self, text, *args, **kwargs):
+        real(self, text[:1000], *args, **kwargs)
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_text", full_disk)
+    with pytest.raises(OSError, match="space"):
         result_report(result(), tmp_path / "r.html")
     assert (tmp_path / "r.html").read_bytes() == before
 
@@ -376,8 +381,6 @@ def test_comparing_sets_results_side_by_side(tmp_path, toy, one_model):
 
 
 def test_the_example_spec_is_one_that_runs(tmp_path):
-    from pathlib import Path
-
     path = Path(__file__).parents[1] / "analyses" / "first_patch.yaml"
     spec = read_spec(path)
     assert spec.question and spec.cells()

@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import typer
 
 from interp.cli.say import DONE, Voice, tell_error
-from interp.terms.errors import InterpError
+from interp.terms.errors import CancelledError, InterpError
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Only results and errors.")]
@@ -50,7 +50,9 @@ def spoken(command: Callable[..., int | None]) -> Callable[..., None]:
             code = command(*args, **kwargs)
         except InterpError as error:
             code = tell_error(error, voice)
-        except (typer.Exit, typer.Abort, typer.TyperException, KeyboardInterrupt, BrokenPipeError):
+        except KeyboardInterrupt:
+            code = tell_error(CancelledError("Interrupted."), voice)
+        except (typer.Exit, typer.Abort, typer.TyperException, BrokenPipeError):
             raise
         except Exception as error:
             code = _unexpected(error, voice)

@@ -287,3 +287,25 @@ def test_a_row_of_token_ids_without_rank_is_words_too():
     figure = figures_of(data, tokens=tokens())["v"]
     assert figure.layout.meta["kind"] == "words" and cells(figure).showscale is False
     assert list(np.asarray(cells(figure).text)[0]) == ["␣the", "␣the"]
+
+
+def test_a_cell_is_inert_only_where_it_is_for_every_prompt():
+    inert = np.zeros((2, 3, 4), np.int8)
+    inert[0, 1, 1] = inert[:, 2, 2] = 1
+    data = xr.Dataset(
+        {
+            "v": array(np.ones((3, 4)), ("layer", "position")),
+            "inert": array(inert, ("prompt", "layer", "position"), signed=0),
+        }
+    )
+    dots = next(t for t in figures_of(data)["v"].data if (t.meta or {}).get("role") == "inert")
+    assert (list(dots.x), list(dots.base), list(dots.width)) == ([2], [1.5], [1])
+
+
+def test_lines_and_bars_take_the_colours_of_the_theme():
+    for dims in (("epoch", "layer"), ("layer",)):
+        data = xr.Dataset({"v": array(np.ones([3] * len(dims)), dims)})
+        for dark, colours in ((False, SERIES), (True, SERIES_DARK)):
+            trace = figures_of(data, dark=dark)["v"].data[0]
+            part = trace.line if trace.type == "scatter" else trace.marker
+            assert part.color == colours[0]
