@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -106,16 +107,19 @@ def make(
     plan: Plan, out: Path, say: Callable[[str], None], steps: int | None = None, seed: int = 0
 ) -> dict[str, Any]:
     """Train, measure, write the folder; returns the card."""
-    schedule = replace(plan.schedule, seed=seed, **({} if steps is None else {"steps": steps}))
+    schedule = replace(plan.schedule, seed=seed,
+                       **({} if steps is None else {"steps": steps, "stop": None}))
     tokenizer = Words()
     torch.manual_seed(schedule.seed)
     module = plan.build(len(tokenizer.words))
+    before = time.process_time()
     seconds = train(module, schedule, tokenizer, say)
-    return finish(plan, module, out, seconds, schedule, say)
+    spent = (seconds, time.process_time() - before)
+    return finish(plan, module, out, spent, schedule, say)
 
 
 def finish(
-    plan: Plan, module: Any, out: Path, seconds: float, schedule: Schedule,
+    plan: Plan, module: Any, out: Path, spent: tuple[float, float], schedule: Schedule,
     say: Callable[[str], None],
 ) -> dict[str, Any]:
     """Write the folder of a trained module, measure it and write its card."""
@@ -123,15 +127,16 @@ def finish(
     size = write_checkpoint(out, module.checkpoint(), module.shape.config(),
                             tokenizer_files(tokenizer.words, module.shape.context))
     say("measuring")
-    data = card(plan, module, size, seconds, schedule, tokenizer)
+    data = card(plan, module, size, spent, schedule, tokenizer)
     write_json(out / CARD, data)
     return data
 
 
 def card(
-    plan: Plan, module: Any, size: int, seconds: float, schedule: Schedule, tokenizer: Words
+    plan: Plan, module: Any, size: int, spent: tuple[float, float], schedule: Schedule,
+    tokenizer: Words,
 ) -> dict[str, Any]:
-    """Everything the card states, measured on the module."""
+    """Everything the card states, measured on the module; ``spent``: seconds, CPU seconds."""
     read = reader(module.shape, tokenizer)
     splits = SPLITS if plan.splits is None else plan.splits
     found = scores(forward(module), read, dict(splits))
@@ -150,14 +155,15 @@ def card(
         "data": {
             "what": "sentences of interp.tasks.grammar, drawn from a seed",
             "shares": {k: share for k, (share, _) in KINDS.items()},
-            "sentences": schedule.steps * schedule.rows,
+            "sentences": schedule.length * schedule.rows,
             "held_out": "names, nouns, events, words and templates as interp/tasks declares them; "
                         "names held out of one kind of sentence stand in others (held-out "
                         "receivers in direct objects, lists and greetings)",
         },
         "training": {
             "command": f"python -m interp.training {plan.name}", **asdict(schedule),
-            "heads_dropped": shape.drop, "seconds": round(seconds),
+            "heads_dropped": shape.drop, "seconds": round(spent[0]),
+            "cpu_seconds": round(spent[1]),
             "threads": torch.get_num_threads(),
         },
         "accuracy": {title: {"task": splits[title], **s.to_json()} for title, s in found.items()},
@@ -202,6 +208,7 @@ def mechanism(module: Trainable, read: Reader, ref: str) -> dict[str, Any]:
         "task": ref, "heads": [list(h) for h in found.heads],
         "logit_diff": round(ablation.full, 3),
         "kept": round(found.kept, 4), "left": round(found.left, 4),
+        "controls": "20 sets of as many heads that are not named; overlapping: of any heads",
         "random_kept_most": round(max(map(ablation.kept, controls)), 4),
         "random_left_least": round(min(map(ablation.left, controls)), 4),
         "overlapping_kept": sorted(round(ablation.kept(s), 3) for s in anywhere),

@@ -15,7 +15,7 @@ PLAN = grammars.Plan(
     title="indirect objects and four other grammars",
     question="Which heads find the name that was not repeated?",
     build=lambda vocab: GPT2(Shape(vocab, drop=0.2)),
-    schedule=Schedule(steps=4000),
+    schedule=Schedule(steps=4000, stop=3000),
     facts={"positions": "learned"},
 )
 

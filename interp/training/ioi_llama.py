@@ -15,7 +15,7 @@ PLAN = grammars.Plan(
     title="the same grammars, Llama architecture",
     question="Does an answer about zoo:ioi hold with rotary positions and grouped queries?",
     build=lambda vocab: Llama(Shape(vocab, drop=0.2)),
-    schedule=Schedule(steps=4000),
+    schedule=Schedule(steps=4000, stop=3000),
     facts={"positions": "rotary", "norm": "RMSNorm", "mlp": "SwiGLU", "kv_heads": 2},
 )
 

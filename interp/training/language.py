@@ -22,7 +22,8 @@ class Schedule:
     """How a model is trained.
 
     Args:
-        steps: batches.
+        steps: batches the learning rate is planned over.
+        stop: batches trained on, if fewer: the rest of the plan is cut off.
         rows: sentences a batch.
         rate: highest learning rate, reached after ``warm`` steps, then falling to a tenth as a
             cosine.
@@ -33,12 +34,18 @@ class Schedule:
     """
 
     steps: int = 5000
+    stop: int | None = None
     rows: int = 128
     rate: float = 2e-3
     warm: int = 200
     decay: float = 0.1
     other: float = 0.1
     seed: int = 0
+
+    @property
+    def length(self) -> int:
+        """Batches trained on."""
+        return self.steps if self.stop is None else min(self.stop, self.steps)
 
     def at(self, step: int) -> float:
         """The learning rate of a step."""
@@ -82,7 +89,7 @@ def train(
     stream = batches(schedule.seed, schedule.rows, schedule.other, tokenizer)
     start, total = time.monotonic(), 0.0
     module.train()
-    for step in range(schedule.steps):
+    for step in range(schedule.length):
         for group in optimizer.param_groups:
             group["lr"] = schedule.at(step)
         loss = loss_of(module, next(stream))
@@ -92,7 +99,7 @@ def train(
         optimizer.step()
         total += loss.item()
         if (step + 1) % 200 == 0:
-            say(f"step {step + 1} of {schedule.steps}: loss {total / 200:.3f}, "
+            say(f"step {step + 1} of {schedule.length}: loss {total / 200:.3f}, "
                 f"{time.monotonic() - start:.0f} s")
             total = 0.0
         if look is not None and (step + 1) % 500 == 0:
