@@ -112,7 +112,7 @@ def check_plain(
             "largest cells by plain forward passes",
             drift / metric_size(found),
             tolerance(model),
-            note=f"{len(cells)} cells measured again by the back-end, a pass each.",
+            note=f"{len(cells)} measured again by the back-end, a pass each.",
         )
     )
 
