@@ -1,5 +1,8 @@
 """Floor 3: one family of published methods a folder, one method a file, one line here."""
 
+from interp.methods.attribution.agreement import Agreement
+from interp.methods.attribution.attribution_patching import AttributionPatching
+from interp.methods.attribution.relevance import Relevance
 from interp.methods.explore.attention_patterns import AttentionPatterns
 from interp.methods.explore.head_page import HeadPage
 from interp.methods.explore.next_tokens import NextTokens
@@ -10,10 +13,13 @@ from interp.terms import Method
 
 METHODS: dict[str, type[Method]] = {
     "activation_patching": ActivationPatching,
+    "agreement": Agreement,
     "attention_patterns": AttentionPatterns,
+    "attribution_patching": AttributionPatching,
     "head_page": HeadPage,
     "next_tokens": NextTokens,
     "pair_check": PairCheck,
+    "relevance": Relevance,
     "verify_cell": VerifyCell,
 }
 """Every method by its key (snake_case of the class's name)."""

@@ -26,6 +26,9 @@ SMALL_AXES: dict[str, str] = {
     "d_head": "coordinate of a head",
     "draw": "one random draw",
     "token": "token of the vocabulary",
+    "statistic": "which number of agreement",
+    "measure": "measured or estimated",
+    "cell": "one cell of a grid, in the order of its axes",
 }
 """Axes that a method adds for itself, each with its meaning; docs/glossary.md lists them."""
 

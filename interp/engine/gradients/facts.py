@@ -8,7 +8,6 @@ estimate is the exact effect.
 
 from __future__ import annotations
 
-import dataclasses
 from typing import Any
 
 import numpy as np
@@ -41,39 +40,49 @@ def biases_of(blocks: Any, first: int) -> dict[int, dict[str, Tensor]]:
 
 
 def conservation(
-    model: HookedModel, tokens: np.ndarray, pairs: PromptPairs, bucket: Bucket, *,
-    layer: int = 0, metric: str = "logit_diff",
+    model: HookedModel, pairs: PromptPairs, *, side: str = "clean", layer: int = 0,
+    metric: str = "logit_diff", at: int | str = "last",
 ) -> tuple[float, float, float]:
     """``Σ a·ρ`` at resid_pre of a layer, the share of later constants, and the metric.
 
-    Call it inside ``rules(...)``. Sums run over the prompts of ``tokens [prompt, position]``.
+    Call it inside ``rules(...)``. Sums run over the prompts of one side of the pairs.
     """
     blocks = blocks_of(model)
-    chosen = metric_named(metric)
     constants = biases_of(blocks, layer)
     flags = {id(b): (b, b.requires_grad) for g in constants.values() for b in g.values()}
+    sums = np.zeros(3)
     try:
         for bias, _ in flags.values():
             bias.requires_grad_(True)
-        run = LayerPass(blocks, tokens, {"resid_pre"}, grad=True, also=constants).forward()
-        targets = targets_of(pairs, bucket.rows.tolist(), chosen, model.shape.vocab,
-                             blocks.device)
-        scores, g_ND, ends = run.pull(chosen, targets, bucket.at)
-        sums = {"cut": 0.0, "constants": _dotted(ends, constants[-1])}
-
-        def visit(n: int, taken: dict[str, tuple[Tensor, Tensor]]) -> None:
-            if n == layer:
-                value, gradient = taken["resid_pre"]
-                sums["cut"] = float((value.double() * gradient.double()).sum())
-
-        def extra(n: int, grads: dict[str, Tensor]) -> None:
-            sums["constants"] += _dotted(grads, constants.get(n, {}))
-
-        run.backward(g_ND, visit, extra=extra)
+        for bucket in buckets_of(pairs, "noising" if side == "clean" else "denoising", at):
+            sums += _shares(model, pairs, bucket, constants, layer, metric)
     finally:
         for bias, flag in flags.values():
             bias.requires_grad_(flag)
-    return sums["cut"], sums["constants"], float(scores.double().sum())
+    return float(sums[0]), float(sums[1]), float(sums[2])
+
+
+def _shares(
+    model: HookedModel, pairs: PromptPairs, bucket: Bucket,
+    constants: dict[int, dict[str, Tensor]], layer: int, metric: str,
+) -> np.ndarray:
+    """Cut, constants and metric of one bucket."""
+    blocks, chosen = blocks_of(model), metric_named(metric)
+    run = LayerPass(blocks, bucket.base, {"resid_pre"}, grad=True, also=constants).forward()
+    targets = targets_of(pairs, bucket.rows.tolist(), chosen, model.shape.vocab, blocks.device)
+    scores, g_ND, ends = run.pull(chosen, targets, bucket.at)
+    sums = np.array([0.0, _dotted(ends, constants[-1]), float(scores.double().sum())])
+
+    def visit(n: int, taken: dict[str, tuple[Tensor, Tensor]]) -> None:
+        if n == layer:
+            value, gradient = taken["resid_pre"]
+            sums[0] = float((value.double() * gradient.double()).sum())
+
+    def extra(n: int, grads: dict[str, Tensor]) -> None:
+        sums[1] += _dotted(grads, constants.get(n, {}))
+
+    run.backward(g_ND, visit, extra=extra)
+    return sums
 
 
 def _dotted(grads: dict[str, Tensor], values: dict[str, Tensor]) -> float:
@@ -131,10 +140,3 @@ def first_prompts(pairs: PromptPairs, most: int) -> PromptPairs:
     """The first prompts of a task."""
     return pairs if len(pairs) <= most else pairs.select(range(most))
 
-
-def one_bucket(pairs: PromptPairs, side: str, at: int | str) -> list[tuple[np.ndarray, Bucket]]:
-    """Tokens of one side, bucket by bucket, with metric positions of that side as ``at``."""
-    out = []
-    for bucket in buckets_of(pairs, "denoising" if side == "corrupt" else "noising", at):
-        out.append((bucket.base, dataclasses.replace(bucket)))
-    return out

@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from interp.engine.buckets import Bucket
-from interp.engine.metrics import Metric, Targets, targets_of
+from interp.engine.buckets import Bucket, buckets_of
+from interp.engine.metrics import Metric, Targets, metric_named, targets_of
 from interp.engine.plain import pick_positions
 from interp.terms import KINDS, HookedModel, PromptPairs, Site
 
@@ -101,3 +101,23 @@ def estimates_by_own_graph(
             parts.append(est if kind == "mlp_post" else est.sum(-1))
         out[kind] = torch.stack(parts, 1) if KINDS[kind].per_layer else parts[0]
     return {k: v.detach().double().cpu().numpy() for k, v in out.items()}
+
+
+def own_estimates(
+    model: HookedModel, pairs: PromptPairs, kind: str, *, metric: str, direction: str,
+    at: int | str,
+) -> np.ndarray:
+    """Ordinary estimates of one kind, ``[prompt, layer, position, ...]``, NaN behind the end."""
+    found = [
+        (b, estimates_by_own_graph(model, pairs, b, [kind], metric_named(metric))[kind])
+        for b in buckets_of(pairs, direction, at)
+    ]
+    axis = 2 if KINDS[kind].per_layer else 1
+    longest = max(b.length for b, _ in found)
+    shape = list(found[0][1].shape)
+    shape[0], shape[axis] = len(pairs), longest
+    out = np.full(shape, np.nan)
+    for bucket, values in found:
+        part = [bucket.rows] + [slice(None)] * (axis - 1) + [slice(0, bucket.length)]
+        out[tuple(part)] = values
+    return out
