@@ -89,6 +89,8 @@ class Plan:
         build: vocabulary size -> an untrained module.
         schedule: how it is trained.
         facts: further facts of its card.
+        reading: what the named heads' attention suggests they do, in words; "" before a person
+            has looked.
         mechanism: the aligned task its circuit is searched on.
         splits: title -> the task a score of the card is measured on.
     """
@@ -99,6 +101,7 @@ class Plan:
     build: Callable[[int], Any]
     schedule: Schedule
     facts: Mapping[str, Any]
+    reading: str = ""
     mechanism: str = "ioi:n=200,seed=11"
     splits: Mapping[str, str] | None = None
 
@@ -169,7 +172,8 @@ def card(
         "accuracy": {title: {"task": splits[title], **s.to_json()} for title, s in found.items()},
         "accuracy_note": "right: the most likely word of the whole vocabulary is a right one; "
                          "preferred: right words are together more likely than wrong ones",
-        "mechanism": {**circuit, "attention": attention_of(module, read, heads, plan.mechanism)},
+        "mechanism": {**circuit, "attention": attention_of(module, read, heads, plan.mechanism),
+                      "reading": plan.reading},
         "cannot": [
             *(f"{t}: {s.right:.0%} right, {s.preferred:.0%} preferred"
               for t, s in found.items() if s.right < 0.95),
