@@ -55,13 +55,28 @@ def row_flops(row: Row, plan: Plan, shape: ModelShape, gated: bool) -> float:
 
 
 def rows_cost(
-    rows: Sequence[Row], plan: Plan, shape: ModelShape, gated: bool, columns: int
+    numbers: Sequence[int],
+    flops_of: Sequence[float],
+    plan: Plan,
+    shape: ModelShape,
+    gated: bool,
+    columns: int,
 ) -> Cost:
-    """Cost of these rows with the base and source runs that they need."""
+    """Cost of rows with the base and source runs that they need.
+
+    Args:
+        numbers: which rows of the plan.
+        flops_of: ``row_flops`` of each row of the plan.
+        plan: the rows.
+        shape: the model's sizes.
+        gated: whether its MLPs are gated.
+        columns: unembedding columns a metric position needs.
+    """
+    rows = [plan.rows[n] for n in numbers]
     prompts = {r.prompt for r in rows}
     c, _, _ = layer_flops(shape, gated)
     runs = 2 * len(prompts) * plan.bucket.length
-    flops = sum(row_flops(r, plan, shape, gated) for r in rows) + shape.n_layers * runs * c
+    flops = sum(flops_of[n] for n in numbers) + shape.n_layers * runs * c
     flops += 2 * shape.d_model * columns * len(rows) * plan.bucket.at.shape[1]
     tokens = runs + sum(plan.bucket.length - r.start for r in rows)
     return Cost(flops, tokens, len(rows))

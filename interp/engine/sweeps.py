@@ -18,7 +18,6 @@ from interp.engine.buckets import buckets_of
 from interp.engine.costs import (
     Cost,
     bytes_of,
-    layer_flops,
     naive_flops,
     row_flops,
     rows_cost,
@@ -94,7 +93,11 @@ class _Work:
             self.sweep.inert[:, plan.bucket.rows] = plan.inert
             self.sweep.undefined[:, plan.bucket.rows] = plan.undefined
             self.sweep.telling[:, plan.bucket.rows] = plan.telling
-        self.gated = any(getattr(b, "gated", False) for b in self.blocks.layers)
+        self.gated = any(b.gated for b in self.blocks.layers)
+        self.flops = [
+            [row_flops(row, plan, self.shape, self.gated) for row in plan.rows]
+            for plan in self.plans
+        ]
 
     @property
     def itemsize(self) -> int:
@@ -114,56 +117,47 @@ class _Work:
         """
         rate = 0.6 * memory.matmul_rate(self.blocks.device, self.blocks.dtype, self.shape.d_model)
         for p, plan in enumerate(self.plans):
-            flops = [row_flops(row, plan, self.shape, self.gated) for row in plan.rows]
             waiting: list[int] = []
             for prompt in range(len(plan.bucket)):
                 own = [r for r, row in enumerate(plan.rows) if row.prompt == prompt]
                 own.sort(key=lambda r: plan.rows[r].start)
-                if waiting and not self._fits(plan, waiting + own, flops, limit, rate * seconds):
+                if waiting and not self._fits(p, waiting + own, limit, rate * seconds):
                     yield p, waiting
                     waiting = []
-                if waiting or self._fits(plan, own, flops, limit, rate * seconds):
+                if waiting or self._fits(p, own, limit, rate * seconds):
                     waiting += own
                     continue
-                for part in self._parts(plan, own, flops, limit, rate * seconds):
+                for part in self._parts(p, own, limit, rate * seconds):
                     yield p, part
             if waiting:
                 yield p, waiting
 
-    def _fits(
-        self, plan: Plan, rows: list[int], flops: list[float], limit: float, budget: float
-    ) -> bool:
-        cost = self._cost(plan, rows, flops)
-        peak = bytes_of(cost, plan.bucket.length, self.shape, self.itemsize)
-        return peak <= limit and cost.flops <= 1.25 * budget
+    def peak(self, p: int, cost: Cost) -> float:
+        """Bytes that this much of a plan takes."""
+        return bytes_of(cost, self.plans[p].bucket.length, self.shape, self.itemsize)
 
-    def _parts(
-        self, plan: Plan, rows: list[int], flops: list[float], limit: float, budget: float
-    ) -> Iterator[list[int]]:
+    def _fits(self, p: int, rows: list[int], limit: float, budget: float) -> bool:
+        cost = self.cost(p, rows)
+        return self.peak(p, cost) <= limit and cost.flops <= 1.25 * budget
+
+    def _parts(self, p: int, rows: list[int], limit: float, budget: float) -> Iterator[list[int]]:
         """One prompt's rows in parts; never so small that the runs outweigh them."""
-        cost = self._cost(plan, rows, flops)
-        runs = 2 * plan.bucket.length
+        cost = self.cost(p, rows)
+        runs = 2 * self.plans[p].bucket.length
         by_time = min(cost.flops / budget, cost.tokens / (24 * runs))
-        fixed = bytes_of(Cost(0, runs, 0), plan.bucket.length, self.shape, self.itemsize)
-        peak = bytes_of(cost, plan.bucket.length, self.shape, self.itemsize)
-        by_memory = (peak - fixed) / max(limit - fixed, 1.0)
+        fixed = self.peak(p, Cost(0, runs, 0))
+        by_memory = (self.peak(p, cost) - fixed) / max(limit - fixed, 1.0)
         count = min(len(rows), max(1, math.ceil(max(by_time, by_memory))))
-        weight = np.cumsum([flops[r] + 1.0 for r in rows])
+        weight = np.cumsum([self.flops[p][r] + 1.0 for r in rows])
         share = np.minimum((weight - weight[0]) * count / weight[-1], count - 1).astype(int)
         for part in range(count):
             chosen = [r for r, s in zip(rows, share, strict=True) if s == part]
             if chosen:
                 yield chosen
 
-    def _cost(self, plan: Plan, rows: list[int], flops: list[float]) -> Cost:
-        """Cost of these rows with their base and source runs."""
-        length = plan.bucket.length
-        runs = 2 * length * len({plan.rows[r].prompt for r in rows})
-        total = sum(flops[r] for r in rows)
-        total += runs * self.shape.n_layers * layer_flops(self.shape, self.gated)[0]
-        total += 2 * self.shape.d_model * self.columns * plan.bucket.at.shape[1] * len(rows)
-        tokens = runs + sum(length - plan.rows[r].start for r in rows)
-        return Cost(total, tokens, len(rows))
+    def cost(self, p: int, rows: Sequence[int]) -> Cost:
+        """Cost of rows of a plan with their base and source runs."""
+        return rows_cost(rows, self.flops[p], self.plans[p], self.shape, self.gated, self.columns)
 
     # -- running --------------------------------------------------------------------------------
 
@@ -276,11 +270,8 @@ def sweep(
     plans, total = work.plans, 0.0
     costs = []
     for p, rows in partition:
-        cost = rows_cost(
-            [plans[p].rows[r] for r in rows], plans[p], work.shape, work.gated, work.columns
-        )
-        costs.append(cost.flops)
-        total += cost.flops
+        costs.append(work.cost(p, rows).flops)
+        total += costs[-1]
     work.sweep.flops = total
     work.sweep.naive = sum(naive_flops(plan, work.shape, work.gated) for plan in plans)
     done = 0.0
@@ -383,12 +374,9 @@ def estimate(
     limit = memory.default_limit(work.blocks.device) if limit is None else limit
     flops = peak = rows = 0.0
     for p, numbers in work.chunks(limit, memory.SECONDS):
-        plan = work.plans[p]
-        cost = rows_cost(
-            [plan.rows[r] for r in numbers], plan, work.shape, work.gated, work.columns
-        )
+        cost = work.cost(p, numbers)
         flops += cost.flops
         rows += len(numbers)
-        peak = max(peak, bytes_of(cost, plan.bucket.length, work.shape, work.itemsize))
+        peak = max(peak, work.peak(p, cost))
     naive = sum(naive_flops(plan, work.shape, work.gated) for plan in work.plans)
     return Estimate(len(cells), int(rows), len(pairs), flops, naive, peak, flops / rate)

@@ -14,8 +14,12 @@ from interp.jobs.queue import Queue, result_of_json
 from interp.jobs.table import RESUMABLE, STATES, Job
 
 
-def serve(store_root: str | Path | None = None, roots: Sequence[str | Path] = (), *,
-          linger: float | None = 300.0) -> int:
+def serve(
+    store_root: str | Path | None = None,
+    roots: Sequence[str | Path] = (),
+    *,
+    linger: float | None = 300.0,
+) -> int:
     """Be the worker of a store until stopped; see ``interp.jobs.worker.serve``."""
     from interp.jobs.worker import serve as serve_store
 
@@ -23,6 +27,14 @@ def serve(store_root: str | Path | None = None, roots: Sequence[str | Path] = ()
 
 
 __all__ = [
-    "RESUMABLE", "STATES", "Job", "Keeper", "Queue", "allowed_model", "job_of",
-    "result_of_json", "serve", "start_worker",
+    "RESUMABLE",
+    "STATES",
+    "Job",
+    "Keeper",
+    "Queue",
+    "allowed_model",
+    "job_of",
+    "result_of_json",
+    "serve",
+    "start_worker",
 ]

@@ -85,8 +85,12 @@ def _measured(desk: Desk, job: dict[str, Any], payload: Mapping[str, Any]) -> Re
     ref = allowed_model(said.pop("ref"), desk.roots)
     seconds = float(payload.get("timeout") or 60.0)
     return run(
-        method_of(job["method"], job["fields"]), ref, allowed_task(job["task"]),
-        context=ShortContext(desk, seconds, **said), progress=False, seed=job["seed"],
+        method_of(job["method"], job["fields"]),
+        ref,
+        allowed_task(job["task"]),
+        context=ShortContext(desk, seconds, **said),
+        progress=False,
+        seed=job["seed"],
         store=desk.store if payload.get("keep") else None,
     )
 
@@ -95,10 +99,18 @@ def result_to_json(result: Result) -> dict[str, Any]:
     """A result as plain JSON; ``queue.result_of_json`` reads it back."""
     return {
         "data": dataset_to_json(result.data),
-        **json.loads(canonical({
-            "spec": result.spec, "spec_hash": result.spec_hash, "provenance": result.provenance,
-            "checks": [c.to_json() for c in result.checks], "tokens": result.tokens,
-            "run_id": result.run_id})),
+        **json.loads(
+            canonical(
+                {
+                    "spec": result.spec,
+                    "spec_hash": result.spec_hash,
+                    "provenance": result.provenance,
+                    "checks": [c.to_json() for c in result.checks],
+                    "tokens": result.tokens,
+                    "run_id": result.run_id,
+                }
+            )
+        ),
     }
 
 
@@ -106,15 +118,23 @@ def describe_model(desk: Desk, payload: Mapping[str, Any]) -> dict[str, Any]:
     """``{model}`` -> id, hash, sizes, every capability with its reason, the adapter's checks."""
     model = desk.model(payload)
     device, dtype = facts_of_tensors(model)
-    described = json.loads(canonical({
-        "id": model.id, "weight_hash": model.weight_hash, "backend": model.backend,
-        "device": device, "dtype": dtype, "shape": vars(model.shape),
-        "capabilities": [vars(c) for c in model.capabilities()],
-        "checks": [c.to_json() for c in model.checks],
-        "sites": [str(s) for s in model.sites],
-        "tokenizer": model.tokenizer is not None,
-        "default_bos": bool(getattr(model.tokenizer, "default_bos", False)),
-    }))
+    described = json.loads(
+        canonical(
+            {
+                "id": model.id,
+                "weight_hash": model.weight_hash,
+                "backend": model.backend,
+                "device": device,
+                "dtype": dtype,
+                "shape": vars(model.shape),
+                "capabilities": [vars(c) for c in model.capabilities()],
+                "checks": [c.to_json() for c in model.checks],
+                "sites": [str(s) for s in model.sites],
+                "tokenizer": model.tokenizer is not None,
+                "default_bos": bool(getattr(model.tokenizer, "default_bos", False)),
+            }
+        )
+    )
     said = payload["model"]
     describe_in(desk.store, said if isinstance(said, str) else said["ref"], described)
     return described
@@ -133,18 +153,30 @@ def doctor(desk: Desk, payload: Mapping[str, Any]) -> dict[str, Any]:
 def load_task(desk: Desk, payload: Mapping[str, Any]) -> dict[str, Any]:
     """``{model, task}`` -> the whole task as JSON, its hash, and the texts of its tokens."""
     model = desk.model(payload)
-    task = task_of(allowed_task(job_of({
-        "method": "x", "model": "zoo:x", "task": payload.get("task")})["task"]), model)
+    task = task_of(
+        allowed_task(
+            job_of({"method": "x", "model": "zoo:x", "task": payload.get("task")})["task"]
+        ),
+        model,
+    )
     if task is None:
         raise UsageError("No task was given.")
     return _task_json(task, model)
 
 
 def _task_json(task: Any, model: HookedModel) -> dict[str, Any]:
-    return json.loads(canonical({
-        "task": task_to_json(task), "hash": task.hash(), "ref": task.ref, "name": task.name,
-        "size": len(task), "tokens": tokens_of(task, model),
-    }))
+    return json.loads(
+        canonical(
+            {
+                "task": task_to_json(task),
+                "hash": task.hash(),
+                "ref": task.ref,
+                "name": task.name,
+                "size": len(task),
+                "tokens": tokens_of(task, model),
+            }
+        )
+    )
 
 
 def make_pairs(desk: Desk, payload: Mapping[str, Any]) -> dict[str, Any]:
@@ -158,13 +190,20 @@ def make_pairs(desk: Desk, payload: Mapping[str, Any]) -> dict[str, Any]:
 
 def _pairs(model: HookedModel, payload: Mapping[str, Any]) -> PromptPairs:
     columns = [payload.get(k) or () for k in ("clean", "corrupt", "right", "wrong")]
-    more = {k: payload[k] for k in ("answer_form", "span_map", "slots", "template", "name")
-            if payload.get(k) is not None}
+    more = {
+        k: payload[k]
+        for k in ("answer_form", "span_map", "slots", "template", "name")
+        if payload.get(k) is not None
+    }
     if payload.get("tokens") or model.tokenizer is None:
         return PromptPairs.from_tokens(*columns, **more)
     return PromptPairs.from_text(
-        *columns, model=model, bos=payload.get("bos"), skip_bad=bool(payload.get("skip_bad")),
-        **more)
+        *columns,
+        model=model,
+        bos=payload.get("bos"),
+        skip_bad=bool(payload.get("skip_bad")),
+        **more,
+    )
 
 
 def file_pairs(desk: Desk, payload: Mapping[str, Any]) -> dict[str, Any]:
@@ -177,8 +216,14 @@ def check_pair(desk: Desk, payload: Mapping[str, Any]) -> dict[str, Any]:
     """As ``make_pairs``, and ``result``: what the method PairCheck says of it."""
     model = desk.model(payload)
     made = _task_json(_pairs(model, payload), model)
-    job = job_of({"method": "pair_check", "fields": payload.get("fields") or {},
-                  "model": payload.get("model"), "task": made["task"]})
+    job = job_of(
+        {
+            "method": "pair_check",
+            "fields": payload.get("fields") or {},
+            "model": payload.get("model"),
+            "task": made["task"],
+        }
+    )
     return {**made, "result": result_to_json(_measured(desk, job, payload))}
 
 
@@ -229,10 +274,17 @@ def ping(desk: Desk, payload: Mapping[str, Any]) -> dict[str, Any]:
 
 
 ANSWERS: dict[str, Callable[[Desk, Mapping[str, Any]], dict[str, Any]]] = {
-    "run_method": run_method, "describe_model": describe_model, "doctor": doctor,
-    "load_task": load_task, "make_pairs": make_pairs, "file_pairs": file_pairs,
+    "run_method": run_method,
+    "describe_model": describe_model,
+    "doctor": doctor,
+    "load_task": load_task,
+    "make_pairs": make_pairs,
+    "file_pairs": file_pairs,
     "check_pair": check_pair,
-    "tokenize": tokenize, "decode": decode, "estimate": estimate, "refresh": refresh,
+    "tokenize": tokenize,
+    "decode": decode,
+    "estimate": estimate,
+    "refresh": refresh,
     "ping": ping,
 }
 
@@ -244,18 +296,31 @@ def answer_to(desk: Desk, ask: Ask) -> dict[str, Any]:
             raise unknown_name("request", ask.kind, ANSWERS)
         return {"answer": ANSWERS[ask.kind](desk, ask.payload)}
     except InterpError as error:
-        return {"error": {"kind": type(error).__name__, "message": error.message,
-                          "remedy": error.remedy, "rows": list(getattr(error, "rows", ()))}}
+        return {
+            "error": {
+                "kind": type(error).__name__,
+                "message": error.message,
+                "remedy": error.remedy,
+                "rows": list(getattr(error, "rows", ())),
+            }
+        }
     except Exception as error:
         LOG.error("request %s (%s) failed\n%s", ask.id, ask.kind, traceback.format_exc())
-        return {"error": {"kind": "InterpError", "message": unexpected(error),
-                          "remedy": f"The worker's log has the details under {ask.id[:8]}."}}
+        return {
+            "error": {
+                "kind": "InterpError",
+                "message": unexpected(error),
+                "remedy": f"The worker's log has the details under {ask.id[:8]}.",
+            }
+        }
 
 
 def unexpected(error: BaseException) -> str:
     """A mistake of ours, or of the machine, in one sentence without a path or a trace."""
     name = type(error).__name__
     if isinstance(error, MemoryError) or name == "OutOfMemoryError":
-        return ("It does not fit into the memory, not even one row at a time. Use fewer or "
-                "shorter prompts, a smaller dtype, or a larger machine.")
+        return (
+            "It does not fit into the memory, not even one row at a time. Use fewer or "
+            "shorter prompts, a smaller dtype, or a larger machine."
+        )
     return f"Something went wrong inside interp ({name})."

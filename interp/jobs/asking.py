@@ -40,16 +40,22 @@ def job_of(data: Any, catalogue: Mapping[str, Any] | None = None) -> dict[str, A
             raise unknown_name("part of a job called", str(key), KEYS)
     method = data.get("method")
     if not isinstance(method, str) or not method:
-        raise UsageError("A job names its method.",
-                         remedy="Give {'method': 'activation_patching', 'model': 'zoo:ioi'}.")
+        raise UsageError(
+            "A job names its method.",
+            remedy="Give {'method': 'activation_patching', 'model': 'zoo:ioi'}.",
+        )
     fields = data.get("fields") or {}
     if not isinstance(fields, Mapping):
         raise UsageError(f"A job's fields were given as {type(fields).__name__}; wanted an object.")
     _check_method(method, fields, catalogue)
     job = {
-        "method": method, "fields": dict(fields), "model": _model(data.get("model")),
-        "task": _task(data.get("task")), "seed": _whole("seed", data.get("seed")),
-        "memory": data.get("memory"), "fresh": bool(data.get("fresh", False)),
+        "method": method,
+        "fields": dict(fields),
+        "model": _model(data.get("model")),
+        "task": _task(data.get("task")),
+        "seed": _whole("seed", data.get("seed")),
+        "memory": data.get("memory"),
+        "fresh": bool(data.get("fresh", False)),
         "title": str(data.get("title") or "")[:200],
     }
     if job["memory"] is not None:
@@ -58,13 +64,18 @@ def job_of(data: Any, catalogue: Mapping[str, Any] | None = None) -> dict[str, A
         job["memory"] = parse_bytes(job["memory"])
     size = len(canonical(job))
     if size > MOST_BYTES:
-        raise UsageError(f"The job has {size:,} bytes; at most {MOST_BYTES:,} are taken.",
-                         remedy="Use fewer prompts, or a task by name.")
+        raise UsageError(
+            f"The job has {size:,} bytes; at most {MOST_BYTES:,} are taken.",
+            remedy="Use fewer prompts, or a task by name.",
+        )
     return json.loads(canonical(job))
 
 
-def _check_method(method: str, fields: Mapping[str, Any], catalogue: Mapping[str, Any] | None,
-                  ) -> None:
+def _check_method(
+    method: str,
+    fields: Mapping[str, Any],
+    catalogue: Mapping[str, Any] | None,
+) -> None:
     known = (catalogue or {}).get("methods") or {}
     if not known:
         return
@@ -74,9 +85,12 @@ def _check_method(method: str, fields: Mapping[str, Any], catalogue: Mapping[str
     for name in fields:
         if name not in names:
             close = near_misses(str(name), names)
-            raise UsageError(f"There is no knob of {method} called {str(name)!r}.",
-                             remedy=f"Did you mean {' or '.join(map(repr, close))}?" if close
-                             else f"Known: {', '.join(names) or 'none'}.")
+            raise UsageError(
+                f"There is no knob of {method} called {str(name)!r}.",
+                remedy=f"Did you mean {' or '.join(map(repr, close))}?"
+                if close
+                else f"Known: {', '.join(names) or 'none'}.",
+            )
 
 
 def _model(model: Any) -> dict[str, Any]:
@@ -113,8 +127,9 @@ def _task(task: Any) -> dict[str, Any] | None:
 
 
 def _whole(name: str, value: Any) -> int | None:
-    if value is None or (isinstance(value, int) and not isinstance(value, bool)
-                         and 0 <= value < 2**63):
+    if value is None or (
+        isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**63
+    ):
         return value
     raise UsageError(f"{name} was given as {value!r}; wanted a whole number from 0.")
 
@@ -138,8 +153,11 @@ def allowed_model(ref: str, roots: Sequence[Path]) -> str:
         inside = place.resolve()
         if inside.is_dir() and root.resolve() in inside.parents:
             return str(inside)
-    if HUB_ID.fullmatch(ref) and ".." not in ref and not any(
-            p.exists() for p in (Path(ref), *places)):
+    if (
+        HUB_ID.fullmatch(ref)
+        and ".." not in ref
+        and not any(p.exists() for p in (Path(ref), *places))
+    ):
         return ref
     raise UnsafeError(
         f"The model {ref[:100]!r} is neither shipped, nor a hub id, nor a folder under the model "
@@ -163,7 +181,9 @@ def allowed_task(task: Mapping[str, Any] | None) -> dict[str, Any] | None:
     if name in TASKS:
         return dict(task)
     if re.search(r"[./\\]", name):
-        raise UnsafeError("A worker opens no file by its path.",
-                          remedy="Send the prompts themselves (upload the file), or a task by "
-                          f"name: {', '.join(TASKS)}.")
+        raise UnsafeError(
+            "A worker opens no file by its path.",
+            remedy="Send the prompts themselves (upload the file), or a task by "
+            f"name: {', '.join(TASKS)}.",
+        )
     raise unknown_name("task", name, TASKS)

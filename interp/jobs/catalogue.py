@@ -53,8 +53,12 @@ def catalogue_of(roots: tuple[Path, ...]) -> dict[str, Any]:
         "published": time.time(),
         "methods": {key: method_entry(m) for key, m in METHODS.items()},
         "tasks": {
-            name: {"title": f.title, "question": f.question, "type": f.type_name,
-                   "schema": f.schema()}
+            name: {
+                "title": f.title,
+                "question": f.question,
+                "type": f.type_name,
+                "schema": f.schema(),
+            }
             for name, f in TASKS.items()
         },
         "metrics": {name: metric_entry(m) for name, m in METRICS.items()},

@@ -50,9 +50,18 @@ class JobContext(LocalContext):
         options: ``device``, ``dtype``, ``backend`` of the job's model, and ``memory``.
     """
 
-    def __init__(self, job_id: str, *, store: Store, worker: str, roots: tuple[Path, ...],
-                 between: Callable[[], object], stopping: Callable[[], bool], shelf: Shelf,
-                 **options: Any) -> None:
+    def __init__(
+        self,
+        job_id: str,
+        *,
+        store: Store,
+        worker: str,
+        roots: tuple[Path, ...],
+        between: Callable[[], object],
+        stopping: Callable[[], bool],
+        shelf: Shelf,
+        **options: Any,
+    ) -> None:
         super().__init__(store=store, shelf=shelf, **options)
         self.job_id, self.worker, self.roots = job_id, worker, roots
         self._between, self._stopping = between, stopping
@@ -63,14 +72,18 @@ class JobContext(LocalContext):
     def say(self, message: str) -> None:
         """What it is doing now."""
         with jobs_db(self.store) as db:  # type: ignore[arg-type]
-            db.execute("UPDATE jobs SET message=? WHERE id=? AND worker=?",
-                       (message[:300], self.job_id, self.worker))
+            db.execute(
+                "UPDATE jobs SET message=? WHERE id=? AND worker=?",
+                (message[:300], self.job_id, self.worker),
+            )
 
     def begun(self, spec: dict[str, Any], hash_: str) -> None:
         """The spec is resolved; the row shows its hash."""
         with jobs_db(self.store) as db:  # type: ignore[arg-type]
-            db.execute("UPDATE jobs SET spec_hash=?, message='measuring' WHERE id=? AND worker=?",
-                       (hash_, self.job_id, self.worker))
+            db.execute(
+                "UPDATE jobs SET spec_hash=?, message='measuring' WHERE id=? AND worker=?",
+                (hash_, self.job_id, self.worker),
+            )
 
     def advance(self, done: float, total: float) -> None:
         """Progress into the table; cancel and short requests out of it.
@@ -94,8 +107,16 @@ class JobContext(LocalContext):
                 "UPDATE jobs SET done=?, total=?, heartbeat=?, progress_at=CASE WHEN done<>? OR "
                 "total<>? THEN ? ELSE progress_at END WHERE id=? AND state='running' AND worker=? "
                 "RETURNING cancel_requested",
-                (self.done, self.total, now(), self.done, self.total, now(), self.job_id,
-                 self.worker),
+                (
+                    self.done,
+                    self.total,
+                    now(),
+                    self.done,
+                    self.total,
+                    now(),
+                    self.job_id,
+                    self.worker,
+                ),
             ).fetchone()
         if changed is None:
             raise LostError("This worker was silent too long and lost the job.")

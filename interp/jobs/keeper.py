@@ -35,8 +35,12 @@ class Keeper:
         command: the program that serves; default ``python -m interp.jobs``.
     """
 
-    def __init__(self, store: Store, roots: Sequence[str | Path] = (),
-                 command: Sequence[str] = (sys.executable, "-m", "interp.jobs")) -> None:
+    def __init__(
+        self,
+        store: Store,
+        roots: Sequence[str | Path] = (),
+        command: Sequence[str] = (sys.executable, "-m", "interp.jobs"),
+    ) -> None:
         self.store, self.command = store, tuple(command)
         self.roots = tuple(str(Path(r).expanduser().resolve()) for r in roots)
         self.me = identity_of()
@@ -125,8 +129,14 @@ class Keeper:
         log = os.open(self.store.root / "worker.out", os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
         try:
             self._child = subprocess.Popen(
-                command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True,
-                close_fds=True, env={**QUIET, **os.environ})
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+                close_fds=True,
+                env={**QUIET, **os.environ},
+            )
         finally:
             os.close(log)
 
@@ -151,8 +161,10 @@ class Keeper:
         sweep(self.store)
 
 
-def start_worker(store: Store | str | Path | None = None, roots: Sequence[str | Path] = (),
-                 ) -> Keeper:
+def start_worker(
+    store: Store | str | Path | None = None,
+    roots: Sequence[str | Path] = (),
+) -> Keeper:
     """Have a worker serve this store from now on; ``.stop()`` when the app ends."""
     held = store if isinstance(store, Store) else Store(store)
     return Keeper(held, roots).begin()

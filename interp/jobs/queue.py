@@ -78,11 +78,14 @@ class Queue:
                 "SELECT ?, ?, 'queued', 'waiting for the worker', ?, ? WHERE NOT EXISTS "
                 "(SELECT 1 FROM jobs WHERE spec_json=? AND state IN ('queued', 'running') "
                 "AND cancel_requested=0) RETURNING id",
-                (job_id, text, time.time(), int(priority), text)).fetchone()
+                (job_id, text, time.time(), int(priority), text),
+            ).fetchone()
             if row is None:
                 row = db.execute(
                     "SELECT id FROM jobs WHERE spec_json=? AND state IN ('queued', 'running', "
-                    "'done') ORDER BY created DESC LIMIT 1", (text,)).fetchone()
+                    "'done') ORDER BY created DESC LIMIT 1",
+                    (text,),
+                ).fetchone()
         return row["id"] if row is not None else self.submit(job, priority)
 
     def list(self, states: Iterable[str] | None = None, limit: int | None = None) -> list[Job]:
@@ -101,7 +104,8 @@ class Queue:
         with jobs_db(self.store) as db:
             rows = db.execute(
                 f"SELECT * FROM jobs WHERE state IN ({marks}) ORDER BY created DESC, id LIMIT ?",
-                (*wanted, -1 if limit is None else limit)).fetchall()
+                (*wanted, -1 if limit is None else limit),
+            ).fetchall()
         return [job_row(r) for r in rows]
 
     def show(self, job_id: str) -> Job:
@@ -117,12 +121,15 @@ class Queue:
     def _row(self, db: sqlite3.Connection, job_id: str) -> sqlite3.Row:
         rows: list[sqlite3.Row] = []
         if len(job_id) >= 4 and JOB_ID.fullmatch(job_id.ljust(32, "0")):
-            rows = db.execute("SELECT * FROM jobs WHERE substr(id, 1, ?)=? LIMIT 2",
-                              (len(job_id), job_id)).fetchall()
+            rows = db.execute(
+                "SELECT * FROM jobs WHERE substr(id, 1, ?)=? LIMIT 2", (len(job_id), job_id)
+            ).fetchall()
         if len(rows) != 1:
             known = "several jobs begin with" if rows else "no job is called"
-            raise UsageError(f"{known[0].upper()}{known[1:]} {job_id[:40]!r}.",
-                             remedy="`interp jobs list` shows those there are.")
+            raise UsageError(
+                f"{known[0].upper()}{known[1:]} {job_id[:40]!r}.",
+                remedy="`interp jobs list` shows those there are.",
+            )
         return rows[0]
 
     def cancel(self, job_id: str) -> Job:
@@ -135,7 +142,9 @@ class Queue:
                 "'stopping after this chunk' END, "
                 "finished=CASE state WHEN 'queued' THEN ? ELSE finished END, "
                 "state=CASE state WHEN 'queued' THEN 'cancelled' ELSE state END "
-                "WHERE id=? AND state IN ('queued', 'running')", (time.time(), full))
+                "WHERE id=? AND state IN ('queued', 'running')",
+                (time.time(), full),
+            )
         return self.show(full)
 
     def resume(self, job_id: str) -> Job:
@@ -150,10 +159,14 @@ class Queue:
             changed = db.execute(
                 "UPDATE jobs SET state='queued', cancel_requested=0, error=NULL, finished=NULL, "
                 "message='waiting for the worker', worker=NULL WHERE id=? AND state IN "
-                f"({','.join('?' * len(RESUMABLE))})", (row["id"], *RESUMABLE)).rowcount
+                f"({','.join('?' * len(RESUMABLE))})",
+                (row["id"], *RESUMABLE),
+            ).rowcount
         if not changed:
-            raise UsageError(f"Job {job_id[:8]} is {row['state']}; only one that was cancelled, "
-                             "interrupted or failed can be resumed.")
+            raise UsageError(
+                f"Job {job_id[:8]} is {row['state']}; only one that was cancelled, "
+                "interrupted or failed can be resumed."
+            )
         return self.show(row["id"])
 
     def delete(self, job_id: str) -> None:
@@ -164,8 +177,9 @@ class Queue:
         """
         with jobs_db(self.store) as db:
             row = self._row(db, job_id)
-            gone = db.execute("DELETE FROM jobs WHERE id=? AND state NOT IN ('queued', 'running')",
-                              (row["id"],)).rowcount
+            gone = db.execute(
+                "DELETE FROM jobs WHERE id=? AND state NOT IN ('queued', 'running')", (row["id"],)
+            ).rowcount
         if not gone:
             raise UsageError(f"Job {job_id[:8]} is {row['state']}.", remedy="Cancel it first.")
         shutil.rmtree(partial_folder(self.store, row["id"]), ignore_errors=True)
@@ -240,8 +254,9 @@ class Queue:
             return {}
         return self._catalogue[1]
 
-    def request(self, kind: str, payload: Mapping[str, Any] | None = None,
-                timeout: float = 60.0) -> dict[str, Any]:
+    def request(
+        self, kind: str, payload: Mapping[str, Any] | None = None, timeout: float = 60.0
+    ) -> dict[str, Any]:
         """Ask the worker something short; it answers when idle, or between two chunks.
 
         Args:
@@ -270,15 +285,27 @@ class Queue:
     def _silence(self, timeout: float) -> InterpError:
         worker = self.worker()
         if worker is None:
-            return InterpError("No worker serves this store.",
-                               remedy="`interp app` starts one; it may still be starting.")
+            return InterpError(
+                "No worker serves this store.",
+                remedy="`interp app` starts one; it may still be starting.",
+            )
         busy = "between two chunks of a job" if worker["job"] else "idle"
-        return InterpError(f"The worker did not answer within {timeout:g} s (it is {busy}).",
-                           remedy="Try again in a moment.")
+        return InterpError(
+            f"The worker did not answer within {timeout:g} s (it is {busy}).",
+            remedy="Try again in a moment.",
+        )
 
-    def measure(self, method: str, fields: Mapping[str, Any] | None = None, *, model: Any,
-                task: Any = None, seed: int | None = None, keep: bool = False,
-                timeout: float = 60.0) -> Result:
+    def measure(
+        self,
+        method: str,
+        fields: Mapping[str, Any] | None = None,
+        *,
+        model: Any,
+        task: Any = None,
+        seed: int | None = None,
+        keep: bool = False,
+        timeout: float = 60.0,
+    ) -> Result:
         """Run a short method in the worker and return its result.
 
         Args:
@@ -290,9 +317,19 @@ class Queue:
             keep: put the result into the store.
             timeout: seconds, after which it is cancelled.
         """
-        answer = self.request("run_method", {
-            "method": method, "fields": dict(fields or {}), "model": model, "task": task,
-            "seed": seed, "keep": keep, "timeout": timeout}, timeout)
+        answer = self.request(
+            "run_method",
+            {
+                "method": method,
+                "fields": dict(fields or {}),
+                "model": model,
+                "task": task,
+                "seed": seed,
+                "keep": keep,
+                "timeout": timeout,
+            },
+            timeout,
+        )
         return result_of_json(answer)
 
 
@@ -304,8 +341,11 @@ def result_of_json(answer: Mapping[str, Any]) -> Result:
     if tokens and isinstance(tokens.get("answers"), dict):
         tokens = {**tokens, "answers": {int(k): v for k, v in tokens["answers"].items()}}
     return Result(
-        data=dataset_from_json(answer["data"]), spec=answer["spec"],
-        provenance=answer["provenance"], run_id=answer.get("run_id"), tokens=tokens,
+        data=dataset_from_json(answer["data"]),
+        spec=answer["spec"],
+        provenance=answer["provenance"],
+        run_id=answer.get("run_id"),
+        tokens=tokens,
         checks=tuple(Check.from_json(c) for c in answer["checks"]),
     )
 

@@ -177,8 +177,13 @@ class Job:
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON, with the derived words."""
-        return {**vars(self), "share": self.share, "alive": self.alive, "stalled": self.stalled,
-                "resumable": self.resumable}
+        return {
+            **vars(self),
+            "share": self.share,
+            "alive": self.alive,
+            "stalled": self.stalled,
+            "resumable": self.resumable,
+        }
 
 
 def job_row(row: sqlite3.Row) -> Job:
@@ -190,11 +195,21 @@ def job_row(row: sqlite3.Row) -> Job:
     beat, moved = row["heartbeat"], row["progress_at"]
     running = row["state"] == "running"
     return Job(
-        id=row["id"], job=asked if isinstance(asked, dict) else {}, state=row["state"],
-        spec_hash=row["spec_hash"], done=row["done"], total=row["total"], message=row["message"],
-        created=row["created"], started=row["started"], finished=row["finished"],
-        error=row["error"], run_id=row["run_id"], cancel_requested=bool(row["cancel_requested"]),
-        priority=row["priority"], attempts=row["attempts"],
+        id=row["id"],
+        job=asked if isinstance(asked, dict) else {},
+        state=row["state"],
+        spec_hash=row["spec_hash"],
+        done=row["done"],
+        total=row["total"],
+        message=row["message"],
+        created=row["created"],
+        started=row["started"],
+        finished=row["finished"],
+        error=row["error"],
+        run_id=row["run_id"],
+        cancel_requested=bool(row["cancel_requested"]),
+        priority=row["priority"],
+        attempts=row["attempts"],
         silent_s=max(0.0, now() - beat) if running and beat is not None else None,
         still_s=max(0.0, now() - moved) if running and moved is not None else None,
     )
@@ -273,16 +288,19 @@ def put_request(store: Store, kind: str, payload: dict[str, Any], timeout: float
     """Write a request down; returns its id."""
     request_id = secrets.token_hex(16)
     with jobs_db(store) as db:
-        db.execute("INSERT INTO requests VALUES (?, ?, ?, 'waiting', NULL, ?, ?)",
-                   (request_id, kind, json.dumps(payload), now(), now() + timeout))
+        db.execute(
+            "INSERT INTO requests VALUES (?, ?, ?, 'waiting', NULL, ?, ?)",
+            (request_id, kind, json.dumps(payload), now(), now() + timeout),
+        )
     return request_id
 
 
 def take_answer(store: Store, request_id: str) -> dict[str, Any] | None:
     """The answer, which is then forgotten; None while there is none."""
     with jobs_db(store) as db:
-        row = db.execute("SELECT answer FROM requests WHERE id=? AND state='answered'",
-                         (request_id,)).fetchone()
+        row = db.execute(
+            "SELECT answer FROM requests WHERE id=? AND state='answered'", (request_id,)
+        ).fetchone()
         if row is None:
             return None
         db.execute("DELETE FROM requests WHERE id=?", (request_id,))
@@ -298,8 +316,10 @@ def drop_request(store: Store, request_id: str) -> None:
 def waiting(store: Store) -> Iterator[Ask]:
     """Requests that wait, oldest first; those past their time are forgotten."""
     with jobs_db(store) as db:
-        rows = db.execute("SELECT id, kind, payload, deadline FROM requests "
-                          "WHERE state='waiting' ORDER BY created").fetchall()
+        rows = db.execute(
+            "SELECT id, kind, payload, deadline FROM requests "
+            "WHERE state='waiting' ORDER BY created"
+        ).fetchall()
         if rows:
             db.execute("DELETE FROM requests WHERE deadline < ?", (now() - 60.0,))
     for row in rows:
@@ -315,5 +335,7 @@ def waiting(store: Store) -> Iterator[Ask]:
 def answer(store: Store, request_id: str, answer: dict[str, Any]) -> None:
     """Put the answer where the one who asked looks."""
     with jobs_db(store) as db:
-        db.execute("UPDATE requests SET state='answered', answer=? WHERE id=?",
-                   (json.dumps(answer), request_id))
+        db.execute(
+            "UPDATE requests SET state='answered', answer=? WHERE id=?",
+            (json.dumps(answer), request_id),
+        )

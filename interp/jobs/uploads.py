@@ -14,8 +14,18 @@ if TYPE_CHECKING:
     from interp.terms import HookedModel
 
 MOST_CHARACTERS = 10_000_000
-OPTIONS = ("form", "answer_form", "bos", "skip_bad", "n", "clean", "corrupt", "right", "wrong",
-           "template")
+OPTIONS = (
+    "form",
+    "answer_form",
+    "bos",
+    "skip_bad",
+    "n",
+    "clean",
+    "corrupt",
+    "right",
+    "wrong",
+    "template",
+)
 
 
 def pairs_of_text(model: HookedModel, payload: Mapping[str, Any]) -> PromptPairs:
@@ -35,8 +45,10 @@ def pairs_of_text(model: HookedModel, payload: Mapping[str, Any]) -> PromptPairs
     if not isinstance(text, str) or not text.strip():
         raise UsageError("The file is empty.", remedy="Give at least one row.")
     if len(text) > MOST_CHARACTERS:
-        raise TooLargeError(f"The file has {len(text):,} characters; at most "
-                            f"{MOST_CHARACTERS:,} are read.", remedy="Split it.")
+        raise TooLargeError(
+            f"The file has {len(text):,} characters; at most {MOST_CHARACTERS:,} are read.",
+            remedy="Split it.",
+        )
     options = {k: payload[k] for k in OPTIONS if payload.get(k) is not None}
     with tempfile.TemporaryDirectory(prefix="interp-upload-") as folder:
         path = Path(folder) / "upload"

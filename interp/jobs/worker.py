@@ -46,8 +46,14 @@ class Worker:
         shelf: open models.
     """
 
-    def __init__(self, store: Store, roots: Sequence[str | Path] = (), *,
-                 linger: float | None = LINGER_S, shelf: Shelf | None = None) -> None:
+    def __init__(
+        self,
+        store: Store,
+        roots: Sequence[str | Path] = (),
+        *,
+        linger: float | None = LINGER_S,
+        shelf: Shelf | None = None,
+    ) -> None:
         self.store = store
         self.roots = tuple(Path(r).expanduser().resolve() for r in roots)
         self.me = identity_of()
@@ -123,18 +129,35 @@ class Worker:
             said = dict(job["model"])
             ref = allowed_model(said.pop("ref"), self.roots)
             context = JobContext(
-                row.id, store=self.store, worker=self.me, roots=self.roots,
-                between=self.answer_waiting, stopping=self._stop.is_set, shelf=self.desk.shelf,
-                memory=job["memory"], **said)
+                row.id,
+                store=self.store,
+                worker=self.me,
+                roots=self.roots,
+                between=self.answer_waiting,
+                stopping=self._stop.is_set,
+                shelf=self.desk.shelf,
+                memory=job["memory"],
+                **said,
+            )
             context.say(f"opening {job['model']['ref']}")
             result = run(
-                method_of(job["method"], job["fields"]), ref, allowed_task(job["task"]),
-                context=context, progress=False, store=self.store, seed=job["seed"],
+                method_of(job["method"], job["fields"]),
+                ref,
+                allowed_task(job["task"]),
+                context=context,
+                progress=False,
+                store=self.store,
+                seed=job["seed"],
                 fresh=job["fresh"],
-                resume=not job["fresh"] or row.attempts > 1)
-            return "done", {"run_id": result.run_id, "spec_hash": result.spec_hash,
-                            "message": "found in the store"
-                            if result.provenance.get("found_in_store") else "done"}
+                resume=not job["fresh"] or row.attempts > 1,
+            )
+            return "done", {
+                "run_id": result.run_id,
+                "spec_hash": result.spec_hash,
+                "message": "found in the store"
+                if result.provenance.get("found_in_store")
+                else "done",
+            }
         except LostError:
             raise
         except StoppedError:
@@ -149,10 +172,14 @@ class Worker:
             LOG.error("job %s failed\n%s", row.id, traceback.format_exc())
             self.broken = device_lost(error)
             if self.broken:
-                return "interrupted", {"message": "the device stopped answering; the worker "
-                                                  "starts again"}
-            return "failed", {"error": f"{unexpected(error)} The worker's log has the details "
-                                       f"under job {row.id[:8]}.", "message": "failed"}
+                return "interrupted", {
+                    "message": "the device stopped answering; the worker starts again"
+                }
+            return "failed", {
+                "error": f"{unexpected(error)} The worker's log has the details "
+                f"under job {row.id[:8]}.",
+                "message": "failed",
+            }
 
     def _keep_partial(self, job_id: str, error: CancelledError) -> None:
         if error.partial is not None:
@@ -167,7 +194,8 @@ class Worker:
             db.execute(
                 f"UPDATE jobs SET state=?, finished=?, worker=NULL{sets}{full} "
                 "WHERE id=? AND state='running' AND worker=?",
-                (state, time.time(), *facts.values(), job_id, self.me))
+                (state, time.time(), *facts.values(), job_id, self.me),
+            )
         if state == "done":
             (partial_folder(self.store, job_id) / "partial.json").unlink(missing_ok=True)
 
@@ -199,8 +227,10 @@ class Worker:
 
         thread = threading.Thread(target=beat, name="heartbeat", daemon=True)
         with jobs_db(self.store) as db:
-            db.execute("INSERT OR REPLACE INTO worker VALUES (1, ?, ?, ?, NULL)",
-                       (self.me, now(), time.time()))
+            db.execute(
+                "INSERT OR REPLACE INTO worker VALUES (1, ?, ?, ?, NULL)",
+                (self.me, now(), time.time()),
+            )
         thread.start()
         try:
             yield
@@ -213,8 +243,9 @@ class Worker:
     def _beat(self) -> None:
         with jobs_db(self.store) as db:
             db.execute("UPDATE worker SET heartbeat=? WHERE identity=?", (now(), self.me))
-            db.execute("UPDATE jobs SET heartbeat=? WHERE state='running' AND worker=?",
-                       (now(), self.me))
+            db.execute(
+                "UPDATE jobs SET heartbeat=? WHERE state='running' AND worker=?", (now(), self.me)
+            )
 
 
 def live_clients(store: Store, but: str | None = None) -> list[str]:
@@ -229,15 +260,27 @@ def live_clients(store: Store, but: str | None = None) -> list[str]:
 def device_lost(error: BaseException) -> bool:
     """Whether the accelerator itself is gone, so that no later job could use it."""
     text = str(error)
-    marks = ("CUDA error", "an illegal memory access", "device-side assert", "unspecified launch",
-             "CUDA driver", "cudaError")
+    marks = (
+        "CUDA error",
+        "an illegal memory access",
+        "device-side assert",
+        "unspecified launch",
+        "CUDA driver",
+        "cudaError",
+    )
     named = type(error).__name__ == "AcceleratorError"
     return type(error).__name__ != "OutOfMemoryError" and (
-        named or isinstance(error, RuntimeError) and any(m in text for m in marks))
+        named or isinstance(error, RuntimeError) and any(m in text for m in marks)
+    )
 
 
-def serve(store_root: str | Path | None = None, roots: Sequence[str | Path] = (), *,
-          linger: float | None = LINGER_S, shelf: Shelf | None = None) -> int:
+def serve(
+    store_root: str | Path | None = None,
+    roots: Sequence[str | Path] = (),
+    *,
+    linger: float | None = LINGER_S,
+    shelf: Shelf | None = None,
+) -> int:
     """Serve a store as this process's only business; returns the exit status.
 
     Args:

@@ -15,8 +15,21 @@ if TYPE_CHECKING:
     from interp.results.result import Result
     from interp.terms import Check
 
-SHOWN = ("model_id", "weight_hash", "task_name", "task_hash", "seed", "backend", "device", "dtype",
-         "partition", "wall_time_s", "peak_memory_bytes", "git_revision", "found_in_store")
+SHOWN = (
+    "model_id",
+    "weight_hash",
+    "task_name",
+    "task_hash",
+    "seed",
+    "backend",
+    "device",
+    "dtype",
+    "partition",
+    "wall_time_s",
+    "peak_memory_bytes",
+    "git_revision",
+    "found_in_store",
+)
 
 
 def title_of(spec: Mapping[str, Any], provenance: Mapping[str, Any]) -> str:
@@ -34,7 +47,8 @@ def stamp_of(spec: Mapping[str, Any], provenance: Mapping[str, Any], run_id: str
         str(spec["method"]),
         f"{model.get('ref') or 'model'}@{str(model.get('weight_hash') or '')[:8]}",
         f"{task.get('ref') or task.get('name') or 'task'}@{str(task.get('hash'))[:8]}"
-        if task else "",
+        if task
+        else "",
         str(fields.get("direction") or ""),
         str(fields.get("metric") or ""),
         f"seed {provenance['seed']}" if provenance.get("seed") is not None else "",
@@ -49,8 +63,15 @@ def _variables(data: xr.Dataset) -> list[tuple[str, str, str, str, str]]:
     rows = []
     for name, array in data.data_vars.items():
         axes = " × ".join(f"{d} {n}" for d, n in array.sizes.items()) or "one number"
-        rows.append((str(name), str(array.attrs.get("long_name", "")), axes,
-                     str(array.attrs.get("units", "")), _range(array.values)))
+        rows.append(
+            (
+                str(name),
+                str(array.attrs.get("long_name", "")),
+                axes,
+                str(array.attrs.get("units", "")),
+                _range(array.values),
+            )
+        )
     return rows
 
 
@@ -98,17 +119,21 @@ def html_of(result: Result) -> str:
         "<tr>" + "".join(f"<td style='text-align:left'>{e(cell)}</td>" for cell in row) + "</tr>"
         for row in _variables(result.data)
     )
-    head = "".join(f"<th style='text-align:left'>{h}</th>"
-                   for h in ("array", "meaning", "axes", "units", "values"))
+    head = "".join(
+        f"<th style='text-align:left'>{h}</th>"
+        for h in ("array", "meaning", "axes", "units", "values")
+    )
     failed = result.failed_checks
     banner = "".join(
         f"<div style='border-left:4px solid #b45309;padding-left:8px'>Check failed: "
-        f"{e(check_line(c))} {e(c.note)}</div>" for c in failed
+        f"{e(check_line(c))} {e(c.note)}</div>"
+        for c in failed
     )
     checks = "".join(f"<li>{e(check_line(c))}</li>" for c in result.checks)
     facts = "".join(
         f"<li>{e(key)}: {e(str(result.provenance[key]))}</li>"
-        for key in SHOWN if result.provenance.get(key) not in (None, "")
+        for key in SHOWN
+        if result.provenance.get(key) not in (None, "")
     )
     bounded = [c for c in result.checks if c.tolerance is not None]
     return (

@@ -75,17 +75,24 @@ def _metadata(result: Result) -> dict[str, Any]:
 def json_of(result: Result) -> str:
     """One document with everything; undefined numbers are null."""
     data = result.data
-    return json.dumps({
-        **json.loads(canonical(_metadata(result))),
-        "coords": {str(k): _array(v) for k, v in data.coords.items()},
-        "data": {str(k): _array(v) for k, v in data.data_vars.items()},
-    }, ensure_ascii=True)
+    return json.dumps(
+        {
+            **json.loads(canonical(_metadata(result))),
+            "coords": {str(k): _array(v) for k, v in data.coords.items()},
+            "data": {str(k): _array(v) for k, v in data.data_vars.items()},
+        },
+        ensure_ascii=True,
+    )
 
 
 def _array(array: xr.DataArray) -> dict[str, Any]:
     attrs = json.loads(canonical(dict(array.attrs)))
-    return {"axes": list(map(str, array.dims)), "shape": list(array.shape), **attrs,
-            "values": _finite(array.values.tolist())}
+    return {
+        "axes": list(map(str, array.dims)),
+        "shape": list(array.shape),
+        **attrs,
+        "values": _finite(array.values.tolist()),
+    }
 
 
 def _finite(value: Any) -> Any:

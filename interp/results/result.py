@@ -129,8 +129,15 @@ class Result:
 
 def result_of(record: Record, *, run_id: str | None = None, path: Path | None = None) -> Result:
     """A stored record as a result."""
-    return Result(record.data, record.spec, record.provenance, tuple(record.checks),
-                  record.tokens, run_id, path)
+    return Result(
+        record.data,
+        record.spec,
+        record.provenance,
+        tuple(record.checks),
+        record.tokens,
+        run_id,
+        path,
+    )
 
 
 def load_result(path: str | Path) -> Result:

@@ -24,8 +24,9 @@ MARKDOWN = re.compile(r"([\\`*_{}\[\]()#+\-.!|~$])")
 
 def python_of(spec: Mapping[str, Any], provenance: Mapping[str, Any]) -> str:
     """Python that runs this spec again."""
-    return "\n".join(["import interp", "", *_setting(spec, provenance), _running(spec, provenance),
-                      ""])
+    return "\n".join(
+        ["import interp", "", *_setting(spec, provenance), _running(spec, provenance), ""]
+    )
 
 
 def _setting(spec: Mapping[str, Any], provenance: Mapping[str, Any]) -> list[str]:
@@ -34,8 +35,10 @@ def _setting(spec: Mapping[str, Any], provenance: Mapping[str, Any]) -> list[str
     options = "".join(f", {k}={v!r}" for k, v in _model_options(model, provenance).items())
     lines = []
     if provenance.get("live_model"):
-        lines += ["# This run measured a module that was handed in. Put your own torch module in",
-                  f"# `module`; its weights had the hash {str(model.get('weight_hash'))!r}."]
+        lines += [
+            "# This run measured a module that was handed in. Put your own torch module in",
+            f"# `module`; its weights had the hash {str(model.get('weight_hash'))!r}.",
+        ]
         lines.append(f"model = interp.load_model(module{options})")
     else:
         lines.append(f"model = interp.load_model({model.get('ref')!r}{options})")
@@ -61,8 +64,11 @@ def _running(spec: Mapping[str, Any], provenance: Mapping[str, Any]) -> str:
 
 
 def _model_options(model: Mapping[str, Any], provenance: Mapping[str, Any]) -> dict[str, str]:
-    said = {"backend": model.get("backend"), "dtype": model.get("dtype"),
-            "device": provenance.get("device")}
+    said = {
+        "backend": model.get("backend"),
+        "dtype": model.get("dtype"),
+        "device": provenance.get("device"),
+    }
     return {k: str(v) for k, v in said.items() if v and str(v) != USUAL[k]}
 
 
@@ -108,8 +114,9 @@ def command_of(spec: Mapping[str, Any], provenance: Mapping[str, Any]) -> str:
         before = f"printf '%s\\n' {shlex.quote(inline)} > {shlex.quote(name)}\n"
         words += ["--task", name]
     for name, value in _knobs(spec, provenance).items():
-        words += _option(f"--{name.strip('_').replace('_', '-')}",
-                         "none" if value is None else text_of(value))
+        words += _option(
+            f"--{name.strip('_').replace('_', '-')}", "none" if value is None else text_of(value)
+        )
     for name, value in _model_options(model, provenance).items():
         words += _option(f"--{name}", value)
     if seed := _seed(spec, provenance):
@@ -133,14 +140,18 @@ def notebook_of(result: Result) -> dict[str, Any]:
         _code(_running(spec, provenance) + "\nresult"),
         _markdown("The figures, one a variable."),
         *[_code(f"result.figures()[{str(name)!r}]") for name in _drawn(result)],
-        _markdown("The same spec gives the same hash, and every check of the trust panel that "
-                  "passed then passes now."),
-        _code(f"assert result.spec_hash == {result.spec_hash!r}\n"
-              f"failed = {{c.name for c in result.failed_checks}}\n"
-              f"assert failed <= {sorted({c.name for c in result.failed_checks})!r}, failed"
-              if result.failed_checks else
-              f"assert result.spec_hash == {result.spec_hash!r}\n"
-              "assert result.passed, result.failed_checks"),
+        _markdown(
+            "The same spec gives the same hash, and every check of the trust panel that "
+            "passed then passes now."
+        ),
+        _code(
+            f"assert result.spec_hash == {result.spec_hash!r}\n"
+            f"failed = {{c.name for c in result.failed_checks}}\n"
+            f"assert failed <= {sorted({c.name for c in result.failed_checks})!r}, failed"
+            if result.failed_checks
+            else f"assert result.spec_hash == {result.spec_hash!r}\n"
+            "assert result.passed, result.failed_checks"
+        ),
     ]
     for number, cell in enumerate(cells):
         cell["id"] = f"cell-{number}"
@@ -166,8 +177,13 @@ def _markdown(text: str) -> dict[str, Any]:
 
 
 def _code(text: str) -> dict[str, Any]:
-    return {"cell_type": "code", "execution_count": None, "metadata": {}, "outputs": [],
-            "source": text}
+    return {
+        "cell_type": "code",
+        "execution_count": None,
+        "metadata": {},
+        "outputs": [],
+        "source": text,
+    }
 
 
 def _escaped(text: str) -> str:

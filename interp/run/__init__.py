@@ -15,7 +15,20 @@ from interp.run.shelf import Shelf
 from interp.run.specs import method_of, spec_of, task_of, tokens_of
 
 __all__ = [
-    "LocalContext", "Measurement", "Shelf", "check_fit", "default_memory", "facts_of_tensors",
-    "free_memory", "git_revision", "interruptible", "method_of", "parse_bytes", "run", "spec_of",
-    "task_of", "tokens_of", "versions",
+    "LocalContext",
+    "Measurement",
+    "Shelf",
+    "check_fit",
+    "default_memory",
+    "facts_of_tensors",
+    "free_memory",
+    "git_revision",
+    "interruptible",
+    "method_of",
+    "parse_bytes",
+    "run",
+    "spec_of",
+    "task_of",
+    "tokens_of",
+    "versions",
 ]

@@ -36,9 +36,18 @@ class LocalContext:
         backend: see ``device``.
     """
 
-    def __init__(self, memory: int | None = None, *, progress: bool = False, title: str = "",
-                 store: Store | None = None, shelf: Shelf | None = None, device: str = "cpu",
-                 dtype: str = "float32", backend: str | None = None) -> None:
+    def __init__(
+        self,
+        memory: int | None = None,
+        *,
+        progress: bool = False,
+        title: str = "",
+        store: Store | None = None,
+        shelf: Shelf | None = None,
+        device: str = "cpu",
+        dtype: str = "float32",
+        backend: str | None = None,
+    ) -> None:
         self.memory = default_memory(device) if memory is None else memory
         self.store = store
         self.shelf = Shelf() if shelf is None else shelf
@@ -95,8 +104,10 @@ class LocalContext:
         if Path(ref).is_dir():
             return load_result(ref)
         if self.store is None:
-            raise UsageError(f"{ref!r} is no saved result, and no store was given to look it up.",
-                             remedy="Give store=interp.Store(), or the path of a saved result.")
+            raise UsageError(
+                f"{ref!r} is no saved result, and no store was given to look it up.",
+                remedy="Give store=interp.Store(), or the path of a saved result.",
+            )
         return stored_result(self.store, ref)
 
     def close(self) -> None:
@@ -183,8 +194,12 @@ class Bar:
         from rich.text import Text
 
         self._progress = Progress(
-            TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(),
-            TimeRemainingColumn(), console=Console(stderr=True), transient=True,
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TaskProgressColumn(),
+            TimeRemainingColumn(),
+            console=Console(stderr=True),
+            transient=True,
         )
         self._task: Any = None
         self._title = Text(title).markup

@@ -85,13 +85,19 @@ def _remedy(name: str, there: dict[str, Capability]) -> str:
     """A site of the same shape that works here, else a shipped model that has it."""
     if name in KINDS:
         kind = KINDS[name]
-        works = [k for k, other in KINDS.items()
-                 if there.get(k, Capability(k, False)).ok and other.dims == kind.dims
-                 and other.per_layer == kind.per_layer]
+        works = [
+            k
+            for k, other in KINDS.items()
+            if there.get(k, Capability(k, False)).ok
+            and other.dims == kind.dims
+            and other.per_layer == kind.per_layer
+        ]
         if works:
             return f"On this model {' or '.join(map(repr, works[:3]))} works."
-    return (f"Take a model that has {name!r}, such as zoo:ioi; `interp doctor --model M` lists "
-            "what a model has.")
+    return (
+        f"Take a model that has {name!r}, such as zoo:ioi; `interp doctor --model M` lists "
+        "what a model has."
+    )
 
 
 def _check_tokens(model: HookedModel, side: str, rows: Any) -> None:
@@ -100,11 +106,17 @@ def _check_tokens(model: HookedModel, side: str, rows: Any) -> None:
     for i, row in enumerate(rows):
         if vocab and any(not 0 <= t < vocab for t in row):
             odd = next(t for t in row if not 0 <= t < vocab)
-            bad.append((i + 1, f"token {odd} of its {side} prompt is not among the model's "
-                               f"{vocab}"))
+            bad.append(
+                (i + 1, f"token {odd} of its {side} prompt is not among the model's {vocab}")
+            )
         elif limit and len(row) > limit:
-            bad.append((i + 1, f"its {side} prompt has {len(row)} tokens and the model's context "
-                               f"holds {limit}"))
+            bad.append(
+                (
+                    i + 1,
+                    f"its {side} prompt has {len(row)} tokens and the model's context "
+                    f"holds {limit}",
+                )
+            )
     _raise(model, bad)
 
 
@@ -113,7 +125,8 @@ def _check_answers(model: HookedModel, task: PromptPairs) -> None:
     bad = [
         (i + 1, f"answer {t} is not among the model's {vocab} tokens")
         for i, row in enumerate(zip(task.right, task.wrong, strict=True))
-        for t in (*row[0], *row[1]) if vocab and not 0 <= t < vocab
+        for t in (*row[0], *row[1])
+        if vocab and not 0 <= t < vocab
     ]
     _raise(model, bad)
 
@@ -121,5 +134,8 @@ def _check_answers(model: HookedModel, task: PromptPairs) -> None:
 def _raise(model: HookedModel, bad: list[tuple[int, str]]) -> None:
     if bad:
         shown = "; ".join(f"row {n}: {why}" for n, why in bad[:3])
-        raise TaskError(f"{len(bad)} prompts do not fit {model.id}: {shown}.", rows=bad,
-                        remedy="Make the task for this model, with its own tokenizer.")
+        raise TaskError(
+            f"{len(bad)} prompts do not fit {model.id}: {shown}.",
+            rows=bad,
+            remedy="Make the task for this model, with its own tokenizer.",
+        )

@@ -16,8 +16,18 @@ from interp.terms import UsageError
 SHARE = 0.6
 """Part of the free memory that a run may use when nobody says otherwise."""
 
-UNITS = {"": 1, "b": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12,
-         "ki": 2**10, "mi": 2**20, "gi": 2**30, "ti": 2**40}
+UNITS = {
+    "": 1,
+    "b": 1,
+    "k": 10**3,
+    "m": 10**6,
+    "g": 10**9,
+    "t": 10**12,
+    "ki": 2**10,
+    "mi": 2**20,
+    "gi": 2**30,
+    "ti": 2**40,
+}
 PACKAGES = ("interp", "torch", "transformers", "numpy", "xarray")
 BACKEND_PACKAGES = {"transformer_lens": "transformer-lens", "nnsight": "nnsight"}
 
@@ -31,8 +41,10 @@ def parse_bytes(size: int | float | str) -> int:
     if isinstance(size, str):
         match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kmgt]?i?)b?\s*", size.lower())
         if match is None or match[2] not in UNITS:
-            raise UsageError(f"Memory was given as {size!r}.",
-                             remedy="Write a number of bytes, or e.g. 8GiB or 500MB.")
+            raise UsageError(
+                f"Memory was given as {size!r}.",
+                remedy="Write a number of bytes, or e.g. 8GiB or 500MB.",
+            )
         size = float(match[1]) * UNITS[match[2]]
     if size <= 0:
         raise UsageError(f"Memory was given as {size}; wanted more than nothing.")

@@ -91,10 +91,14 @@ def run(
     limit = None if memory is None else parse_bytes(memory)
     own = None
     if context is None:
-        opening = {"device": device, "dtype": dtype, "backend": backend} \
-            if isinstance(model, str) else _opening(model)
-        own = context = LocalContext(limit, progress=progress, store=store,
-                                     title=method.title or method.key(), **opening)
+        opening = (
+            {"device": device, "dtype": dtype, "backend": backend}
+            if isinstance(model, str)
+            else _opening(model)
+        )
+        own = context = LocalContext(
+            limit, progress=progress, store=store, title=method.title or method.key(), **opening
+        )
     elif limit is not None:
         context.memory = limit
     try:
@@ -138,8 +142,16 @@ class Measurement:
         ref: the text the model was opened by.
     """
 
-    def __init__(self, method: Method, model: HookedModel, task: Task | None, context: Context,
-                 store: Store | None, seed: int | None, ref: str | None) -> None:
+    def __init__(
+        self,
+        method: Method,
+        model: HookedModel,
+        task: Task | None,
+        context: Context,
+        store: Store | None,
+        seed: int | None,
+        ref: str | None,
+    ) -> None:
         check_fit(method, model, task)
         self.method, self.model, self.task = method, model, task
         self.context, self.store = context, store
@@ -173,8 +185,15 @@ class Measurement:
                 error.result = result
                 raise
             kept = True
-            return Result(result.data, result.spec, result.provenance, result.checks,
-                          result.tokens, run_id, self.store.path(run_id))
+            return Result(
+                result.data,
+                result.spec,
+                result.provenance,
+                result.checks,
+                result.tokens,
+                run_id,
+                self.store.path(run_id),
+            )
         finally:
             if chunks is not None:
                 chunks.close(discard=kept)
@@ -189,8 +208,7 @@ class Measurement:
         except DamagedError:
             return None
         facts = {**found.provenance, "found_in_store": True}
-        return Result(found.data, found.spec, facts, found.checks, found.tokens, run_id,
-                      found.path)
+        return Result(found.data, found.spec, facts, found.checks, found.tokens, run_id, found.path)
 
     def _measure(self, recorder: Recorder) -> Result:
         import torch  # noqa: F401  (its import is no part of the measured time)
@@ -203,28 +221,42 @@ class Measurement:
         except CancelledError as error:
             error.partial = self._partial(recorder, started, time.perf_counter() - clock)
             raise
-        facts = {"wall_time_s": round(time.perf_counter() - clock, 4),
-                 "peak_memory_bytes": peak.bytes}
+        facts = {
+            "wall_time_s": round(time.perf_counter() - clock, 4),
+            "peak_memory_bytes": peak.bytes,
+        }
         return self._result(data, recorder, started, facts)
 
     def _partial(self, recorder: Recorder, started: float, wall: float) -> Result | None:
         """What was finished when the person cancelled, marked as such."""
         if recorder.latest is None:
             return None
-        whole = Check("complete", "share of the run that was finished",
-                      recorder.done / recorder.total if recorder.total else 0.0, 1.0,
-                      at_least=True, note="The run was cancelled; cells not reached are undefined.")
+        whole = Check(
+            "complete",
+            "share of the run that was finished",
+            recorder.done / recorder.total if recorder.total else 0.0,
+            1.0,
+            at_least=True,
+            note="The run was cancelled; cells not reached are undefined.",
+        )
         recorder.check(whole)
-        return self._result(recorder.latest(), recorder, started,
-                            {"wall_time_s": round(wall, 4), "cancelled": True})
+        return self._result(
+            recorder.latest(), recorder, started, {"wall_time_s": round(wall, 4), "cancelled": True}
+        )
 
-    def _result(self, data: xr.Dataset, recorder: Recorder, started: float,
-                more: dict[str, Any]) -> Result:
+    def _result(
+        self, data: xr.Dataset, recorder: Recorder, started: float, more: dict[str, Any]
+    ) -> Result:
         check_dataset(data, getattr(type(self.method), "small_axes", None))
         checks = [*self.model.checks, *recorder.checks]
         provenance = {**self._provenance(), "created": started, **more, **recorder.facts}
-        return Result(data, self.spec, json.loads(canonical(provenance)), tuple(checks),
-                      with_vocabulary(tokens_of(self.task, self.model), data, self.model))
+        return Result(
+            data,
+            self.spec,
+            json.loads(canonical(provenance)),
+            tuple(checks),
+            with_vocabulary(tokens_of(self.task, self.model), data, self.model),
+        )
 
     def _provenance(self) -> dict[str, Any]:
         method, model, task = self.method, self.model, self.task
@@ -248,8 +280,11 @@ class Measurement:
             "spec_hash": self.hash,
         }
         if task is not None:
-            facts |= {"task_name": task.name, "task_hash": self.spec["task"]["hash"],
-                      "task_size": len(task)}
+            facts |= {
+                "task_name": task.name,
+                "task_hash": self.spec["task"]["hash"],
+                "task_size": len(task),
+            }
         if revision:
             facts["git_revision"] = revision
         if self.live:
@@ -281,5 +316,3 @@ def _reproducible(seed: int, device: str) -> Iterator[None]:
             np.random.set_state(numbers)
             if cuda:
                 torch.use_deterministic_algorithms(before, warn_only=warn)
-
-

@@ -26,8 +26,11 @@ class Shelf:
         load: how a model is opened; default ``interp.models.load_model``.
     """
 
-    def __init__(self, budget: int | None = None, load: Callable[..., HookedModel] | None = None,
-                 ) -> None:
+    def __init__(
+        self,
+        budget: int | None = None,
+        load: Callable[..., HookedModel] | None = None,
+    ) -> None:
         self.budget = int(free_memory() * SHARE) if budget is None else budget
         self._load = load
         self._held: OrderedDict[tuple[Any, ...], tuple[HookedModel, int]] = OrderedDict()
@@ -35,8 +38,15 @@ class Shelf:
     def __len__(self) -> int:
         return len(self._held)
 
-    def get(self, ref: str, *, backend: str | None = None, device: str = "cpu",
-            dtype: str = "float32", **options: Any) -> HookedModel:
+    def get(
+        self,
+        ref: str,
+        *,
+        backend: str | None = None,
+        device: str = "cpu",
+        dtype: str = "float32",
+        **options: Any,
+    ) -> HookedModel:
         """The model, opened if it is not; others are put away when it would not fit beside them.
 
         A local folder whose files have changed since is opened again.

@@ -26,8 +26,10 @@ from interp.terms import (
 MOST_BYTES = 64 * 2**20
 
 
-def method_of(method: Method | type[Method] | str, fields: Mapping[str, Any] | None = None,
-              ) -> Method:
+def method_of(
+    method: Method | type[Method] | str,
+    fields: Mapping[str, Any] | None = None,
+) -> Method:
     """A method from itself, its class, or its registry key with fields.
 
     Raises:
@@ -42,8 +44,10 @@ def method_of(method: Method | type[Method] | str, fields: Mapping[str, Any] | N
             raise unknown_name("method", method, METHODS)
         method = METHODS[method]
     if not (isinstance(method, type) and issubclass(method, Method)):
-        raise UsageError(f"A {type(method).__name__} was given as method.",
-                         remedy="Give one such as interp.methods.ActivationPatching().")
+        raise UsageError(
+            f"A {type(method).__name__} was given as method.",
+            remedy="Give one such as interp.methods.ActivationPatching().",
+        )
     from pydantic import ValidationError
 
     known = method.model_fields
@@ -100,8 +104,14 @@ def _held_task(path: Path) -> Task | None:
     return task_from_json(data) if isinstance(data, dict) and "type" in data else None
 
 
-def spec_of(method: Method, model: HookedModel, task: Task | None, *, ref: str | None = None,
-            context: Context | None = None) -> dict[str, Any]:
+def spec_of(
+    method: Method,
+    model: HookedModel,
+    task: Task | None,
+    *,
+    ref: str | None = None,
+    context: Context | None = None,
+) -> dict[str, Any]:
     """The spec of a run, as it is stored and hashed.
 
     Args:
@@ -148,8 +158,12 @@ def _values(method: Method) -> list[Any]:
 def _task_spec(task: Task | None) -> dict[str, Any] | None:
     if task is None:
         return None
-    out: dict[str, Any] = {"ref": task.ref, "hash": task.hash(), "type": type(task).__name__,
-                           "name": task.name}
+    out: dict[str, Any] = {
+        "ref": task.ref,
+        "hash": task.hash(),
+        "type": type(task).__name__,
+        "name": task.name,
+    }
     if task.ref is None:
         out["inline"] = task_to_json(task)
     return out
@@ -161,8 +175,11 @@ def tokens_of(task: Task | None, model: HookedModel) -> dict[str, Any] | None:
         return None
     tokens: dict[str, Any] = {}
     for name, ids, texts in (
-        ("clean", getattr(task, "clean", None) or getattr(task, "tokens", None),
-         getattr(task, "clean_text", None) or getattr(task, "text", None)),
+        (
+            "clean",
+            getattr(task, "clean", None) or getattr(task, "tokens", None),
+            getattr(task, "clean_text", None) or getattr(task, "text", None),
+        ),
         ("corrupt", getattr(task, "corrupt", None), getattr(task, "corrupt_text", None)),
     ):
         if ids is not None:

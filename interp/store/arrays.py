@@ -18,8 +18,19 @@ if TYPE_CHECKING:
     import xarray as xr
 
 RESERVED = {
-    "_FillValue", "missing_value", "coordinates", "dtype", "scale_factor", "add_offset", "CLASS",
-    "NAME", "DIMENSION_LIST", "REFERENCE_LIST", "grid_mapping", "bounds", "_NCProperties",
+    "_FillValue",
+    "missing_value",
+    "coordinates",
+    "dtype",
+    "scale_factor",
+    "add_offset",
+    "CLASS",
+    "NAME",
+    "DIMENSION_LIST",
+    "REFERENCE_LIST",
+    "grid_mapping",
+    "bounds",
+    "_NCProperties",
 }
 LONG_TEXT = 8000
 
@@ -60,20 +71,27 @@ def pack(data: xr.Dataset) -> Packed:
         if 0 in values.shape:
             texts[key] = {**entry, "dtype": values.dtype.str, "values": []}
             continue
-        arrays[key] = {**entry, "dtype": values.dtype.newbyteorder("=").str,
-                       "stored": stored.dtype.str}
+        arrays[key] = {
+            **entry,
+            "dtype": values.dtype.newbyteorder("=").str,
+            "stored": stored.dtype.str,
+        }
         kept[key] = xr.Variable(variable.dims, stored, _simple(variable.attrs))
-    small = xr.Dataset({k: v for k, v in kept.items() if k not in data.coords},
-                       coords={k: v for k, v in kept.items() if k in data.coords},
-                       attrs=_simple(data.attrs))
+    small = xr.Dataset(
+        {k: v for k, v in kept.items() if k not in data.coords},
+        coords={k: v for k, v in kept.items() if k in data.coords},
+        attrs=_simple(data.attrs),
+    )
     encoding = {k: {"_FillValue": None} for k in kept}
     image = bytes(small.to_netcdf(None, engine="h5netcdf", encoding=encoding))
     layout = {
         "dims": {_name(k): int(v) for k, v in data.sizes.items()},
         "arrays": arrays,
         "texts": texts,
-        "attrs": {"": plain(dict(data.attrs)),
-                  **{_name(k): plain(dict(v.attrs)) for k, v in data.variables.items() if v.attrs}},
+        "attrs": {
+            "": plain(dict(data.attrs)),
+            **{_name(k): plain(dict(v.attrs)) for k, v in data.variables.items() if v.attrs},
+        },
         "order": [_name(k) for k in data.variables],
         "coords": [_name(k) for k in data.coords],
     }
@@ -120,9 +138,13 @@ def _simple(attrs: Mapping[Any, Any]) -> dict[str, Any]:
         elif isinstance(value, (int, float)):
             if not isinstance(value, int) or abs(value) < 2**63:
                 out[str(key)] = value
-        elif isinstance(value, list) and 0 < len(value) <= 1000 and all(
-            isinstance(v, (int, float)) and not isinstance(v, bool) and abs(v) < 2**62
-            for v in value
+        elif (
+            isinstance(value, list)
+            and 0 < len(value) <= 1000
+            and all(
+                isinstance(v, (int, float)) and not isinstance(v, bool) and abs(v) < 2**62
+                for v in value
+            )
         ):
             out[str(key)] = value
     return out
@@ -198,16 +220,20 @@ def to_netcdf(data: xr.Dataset) -> bytes:
         key = _name(name)
         values = np.asarray(variable.values)
         if values.dtype.kind in "UOTS":
-            shown = [t.replace("\x00", "\\0").encode("utf-8", "backslashreplace").decode()
-                     for t in _texts(key, values)]
+            shown = [
+                t.replace("\x00", "\\0").encode("utf-8", "backslashreplace").decode()
+                for t in _texts(key, values)
+            ]
             values = np.array(shown, dtype=object).reshape(values.shape)
         else:
             values = _stored(key, values)
         kept[key] = xr.Variable(variable.dims, values, _simple(variable.attrs))
     coords = set(map(str, data.coords))
-    whole = xr.Dataset({k: v for k, v in kept.items() if k not in coords},
-                       coords={k: v for k, v in kept.items() if k in coords},
-                       attrs=_simple(data.attrs))
+    whole = xr.Dataset(
+        {k: v for k, v in kept.items() if k not in coords},
+        coords={k: v for k, v in kept.items() if k in coords},
+        attrs=_simple(data.attrs),
+    )
     return bytes(whole.to_netcdf(None, engine="h5netcdf"))
 
 

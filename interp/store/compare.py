@@ -109,39 +109,54 @@ def _compare_array(
     left, right = a[name], b[name]
     units = str(left.attrs.get("units", ""))
     if set(left.dims) != set(right.dims):
-        return ArrayDifference(name, units=units, reason=(
-            f"axes differ: {', '.join(map(str, left.dims))} and "
-            f"{', '.join(map(str, right.dims))}")), None
+        return ArrayDifference(
+            name,
+            units=units,
+            reason=(
+                f"axes differ: {', '.join(map(str, left.dims))} and "
+                f"{', '.join(map(str, right.dims))}"
+            ),
+        ), None
     if left.dtype.kind not in "fiub" or right.dtype.kind not in "fiub":
         equal = left.shape == right.shape and bool((left.values == right.values).all())
-        line = ArrayDifference(name, 0.0, None, left.size, units) if equal else (
-            ArrayDifference(name, units=units, reason="texts differ"))
+        line = (
+            ArrayDifference(name, 0.0, None, left.size, units)
+            if equal
+            else (ArrayDifference(name, units=units, reason="texts differ"))
+        )
         return line, None
     try:
         x, y = xr.align(left, right.transpose(*left.dims), join="inner")
     except ValueError:
-        return ArrayDifference(name, units=units, reason=(
-            f"sizes differ: {list(left.shape)} and {list(right.shape)}")), None
+        return ArrayDifference(
+            name, units=units, reason=(f"sizes differ: {list(left.shape)} and {list(right.shape)}")
+        ), None
     if left.size == right.size == 0:
         return ArrayDifference(name, 0.0, None, 0, units), None
     if x.size == 0:
         return ArrayDifference(name, units=units, reason="no cell in common"), None
     part = (y.astype("f8") - x.astype("f8")).assign_attrs(
-        {**left.attrs, "signed": 1,
-         "long_name": f"difference of {left.attrs.get('long_name', name)}"})
-    reason = "" if x.shape == left.shape == right.shape else (
-        f"compared where both have cells: {list(x.shape)}")
+        {
+            **left.attrs,
+            "signed": 1,
+            "long_name": f"difference of {left.attrs.get('long_name', name)}",
+        }
+    )
+    reason = (
+        ""
+        if x.shape == left.shape == right.shape
+        else (f"compared where both have cells: {list(x.shape)}")
+    )
     return _measure(name, x.values.astype("f8"), y.values.astype("f8"), units, reason), part
 
 
-def _measure(
-    name: str, x: np.ndarray, y: np.ndarray, units: str, reason: str
-) -> ArrayDifference:
+def _measure(name: str, x: np.ndarray, y: np.ndarray, units: str, reason: str) -> ArrayDifference:
     both = np.isfinite(x) & np.isfinite(y)
     unequal = np.isfinite(x) != np.isfinite(y)
     if unequal.any():
-        reason = "; ".join(filter(None, [
-            reason, f"{int(unequal.sum())} cells are undefined in one run only"]))
+        reason = "; ".join(
+            filter(None, [reason, f"{int(unequal.sum())} cells are undefined in one run only"])
+        )
     x, y = x[both], y[both]
     if not x.size and not unequal.any():
         return ArrayDifference(name, 0.0, None, 0, units, reason)
@@ -150,5 +165,6 @@ def _measure(
     correlation = None
     if x.size > 1 and x.std() > 0 and y.std() > 0:
         correlation = float(np.corrcoef(x, y)[0, 1])
-    return ArrayDifference(name, float(np.abs(y - x).max()), correlation, int(x.size), units,
-                           reason)
+    return ArrayDifference(
+        name, float(np.abs(y - x).max()), correlation, int(x.size), units, reason
+    )

@@ -15,8 +15,9 @@ PATIENCE_S = 30.0
 
 
 @contextlib.contextmanager
-def database(path: Path | str, schema: str, *, patience: float = PATIENCE_S
-             ) -> Iterator[sqlite3.Connection]:
+def database(
+    path: Path | str, schema: str, *, patience: float = PATIENCE_S
+) -> Iterator[sqlite3.Connection]:
     """A short-lived connection in autocommit mode; waits for locks, closes at the end.
 
     Args:

@@ -116,8 +116,13 @@ def read_bytes(path: Path, limit: int) -> bytes:
         DamagedError: it is missing, no ordinary file, or larger than the limit.
     """
     try:
-        fd = os.open(path, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0)
-                     | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+        fd = os.open(
+            path,
+            os.O_RDONLY
+            | getattr(os, "O_NOFOLLOW", 0)
+            | getattr(os, "O_NONBLOCK", 0)
+            | getattr(os, "O_BINARY", 0),
+        )
     except OSError as error:
         raise DamagedError(
             f"{path.name} of this run cannot be read ({error.strerror}); wanted an ordinary file."
@@ -127,6 +132,7 @@ def read_bytes(path: Path, limit: int) -> bytes:
         if not stat.S_ISREG(status.st_mode):
             raise DamagedError(f"{path.name} is no ordinary file.")
         if status.st_size > limit:
-            raise DamagedError(f"{path.name} has {status.st_size:,} bytes; at most {limit:,} are "
-                               "read.")
+            raise DamagedError(
+                f"{path.name} has {status.st_size:,} bytes; at most {limit:,} are read."
+            )
         return file.read(limit + 1)

@@ -161,8 +161,10 @@ class Store:
     def _label(self, run_id: str, labels: dict[str, Any]) -> None:
         replace_file(self.labels / f"{run_id}.json", canonical(labels))
         with self._index() as db:
-            db.execute("UPDATE runs SET tags=?, note=? WHERE id=?",
-                       (json.dumps(labels["tags"]), labels["note"], run_id))
+            db.execute(
+                "UPDATE runs SET tags=?, note=? WHERE id=?",
+                (json.dumps(labels["tags"]), labels["note"], run_id),
+            )
 
     # -- reading -----------------------------------------------------------------------------
 
@@ -184,10 +186,14 @@ class Store:
         if len(found) == 1:
             return found[0]
         if found:
-            raise UsageError(f"{len(found)} runs begin with {run_id!r}.",
-                             remedy="Give more characters of the id.")
-        raise UsageError(f"There is no run {run_id[:40]!r} in {self.root}.",
-                         remedy="`interp runs list` shows those there are.")
+            raise UsageError(
+                f"{len(found)} runs begin with {run_id!r}.",
+                remedy="Give more characters of the id.",
+            )
+        raise UsageError(
+            f"There is no run {run_id[:40]!r} in {self.root}.",
+            remedy="`interp runs list` shows those there are.",
+        )
 
     def get(self, run_id: str) -> Record:
         """Open a run; one that turns out damaged is marked so, and others stay as they are.
@@ -201,8 +207,9 @@ class Store:
             return read_run(self.runs / run_id)
         except (DamagedError, UnsafeError) as error:
             self._mark(run_id, str(error))
-            raise DamagedError(f"Run {run_id[:8]} is damaged. {error}",
-                               remedy="Other runs are unaffected.") from error
+            raise DamagedError(
+                f"Run {run_id[:8]} is damaged. {error}", remedy="Other runs are unaffected."
+            ) from error
 
     def row(self, run_id: str) -> RunRow:
         """The list's line for one run."""
@@ -213,13 +220,23 @@ class Store:
     def find(self, hash_: str) -> str | None:
         """The newest undamaged run with this spec hash, or None."""
         with self._index() as db:
-            row = db.execute("SELECT id FROM runs WHERE spec_hash=? AND damaged IS NULL "
-                             "ORDER BY created DESC LIMIT 1", (hash_,)).fetchone()
+            row = db.execute(
+                "SELECT id FROM runs WHERE spec_hash=? AND damaged IS NULL "
+                "ORDER BY created DESC LIMIT 1",
+                (hash_,),
+            ).fetchone()
         return row["id"] if row else None
 
-    def list(self, *, method: str | None = None, model: str | None = None,
-             task: str | None = None, tag: str | None = None, text: str | None = None,
-             limit: int | None = None) -> list[RunRow]:
+    def list(
+        self,
+        *,
+        method: str | None = None,
+        model: str | None = None,
+        task: str | None = None,
+        tag: str | None = None,
+        text: str | None = None,
+        limit: int | None = None,
+    ) -> list[RunRow]:
         """Runs, newest first, damaged ones among them with the reason.
 
         Args:
@@ -242,8 +259,11 @@ class Store:
             rows = [r for r in rows if tag in r.tags]
         if text:
             needle = text.lower()
-            rows = [r for r in rows if needle in " ".join(
-                (r.method, r.model, r.task, r.note, r.id, *r.tags)).lower()]
+            rows = [
+                r
+                for r in rows
+                if needle in " ".join((r.method, r.model, r.task, r.note, r.id, *r.tags)).lower()
+            ]
         return rows[:limit]
 
     def chunks(self, hash_: str) -> Chunks:
@@ -255,8 +275,11 @@ class Store:
 
     def _ids(self) -> list[str]:
         with os.scandir(self.runs) as entries:
-            return [e.name for e in entries if RUN_ID.fullmatch(e.name) and e.is_dir(
-                follow_symlinks=False)]
+            return [
+                e.name
+                for e in entries
+                if RUN_ID.fullmatch(e.name) and e.is_dir(follow_symlinks=False)
+            ]
 
     @contextlib.contextmanager
     def _index(self) -> Iterator[sqlite3.Connection]:
@@ -298,17 +321,30 @@ class Store:
             db.execute("DELETE FROM runs WHERE id=?", (run_id,))
 
     def _insert(self, db: sqlite3.Connection, run_id: str) -> None:
-        db.execute("INSERT OR REPLACE INTO runs VALUES (:id, :spec_hash, :created, :method, "
-                   ":model, :task, :fields, :summary, :bytes, :failed_checks, :damaged, :tags, "
-                   ":note)", self._describe(run_id))
+        db.execute(
+            "INSERT OR REPLACE INTO runs VALUES (:id, :spec_hash, :created, :method, "
+            ":model, :task, :fields, :summary, :bytes, :failed_checks, :damaged, :tags, "
+            ":note)",
+            self._describe(run_id),
+        )
 
     def _describe(self, run_id: str) -> dict[str, Any]:
         folder = self.runs / run_id
         labels = self._labels(run_id)
         row: dict[str, Any] = {
-            "id": run_id, "spec_hash": None, "created": _mtime(folder), "method": "", "model": "",
-            "task": "", "fields": "{}", "summary": "{}", "bytes": 0, "failed_checks": 0,
-            "damaged": None, "tags": json.dumps(labels["tags"]), "note": labels["note"],
+            "id": run_id,
+            "spec_hash": None,
+            "created": _mtime(folder),
+            "method": "",
+            "model": "",
+            "task": "",
+            "fields": "{}",
+            "summary": "{}",
+            "bytes": 0,
+            "failed_checks": 0,
+            "damaged": None,
+            "tags": json.dumps(labels["tags"]),
+            "note": labels["note"],
         }
         try:
             manifest = read_manifest(folder)
@@ -316,8 +352,10 @@ class Store:
             size = sum(f["bytes"] for f in manifest["files"].values())
             found = (folder / "data.nc").stat().st_size
             if found != manifest["files"]["data.nc"]["bytes"]:
-                raise DamagedError(f"data.nc of this run has {found:,} bytes, expected "
-                                   f"{manifest['files']['data.nc']['bytes']:,}.")
+                raise DamagedError(
+                    f"data.nc of this run has {found:,} bytes, expected "
+                    f"{manifest['files']['data.nc']['bytes']:,}."
+                )
         except FileNotFoundError:
             return {**row, "damaged": "data.nc of this run is missing."}
         except DamagedError as error:
@@ -332,10 +370,22 @@ class Store:
             "model": str((spec.get("model") or {}).get("ref") or ""),
             "task": str(task.get("ref") or task.get("name") or ""),
             "fields": json.dumps(spec.get("fields") or {}),
-            "summary": json.dumps({
-                k: provenance[k] for k in ("method_title", "wall_time_s", "device", "knobs", "seed",
-                                           "model_id", "task_name", "task_size")
-                if k in provenance}),
+            "summary": json.dumps(
+                {
+                    k: provenance[k]
+                    for k in (
+                        "method_title",
+                        "wall_time_s",
+                        "device",
+                        "knobs",
+                        "seed",
+                        "model_id",
+                        "task_name",
+                        "task_size",
+                    )
+                    if k in provenance
+                }
+            ),
             "bytes": size,
             "failed_checks": sum(not c.get("passed", True) for c in manifest["checks"]),
         }

@@ -36,10 +36,12 @@ def kept_task(store: Store, key: str) -> dict[str, Any]:
     """
     path = store.root / "tasks" / f"{key}.json"
     if not KEY.fullmatch(key) or not path.is_file():
-        raise UsageError(f"There are no prompts {key[:12]!r} in this store.",
-                         remedy="Build the pair again.")
+        raise UsageError(
+            f"There are no prompts {key[:12]!r} in this store.", remedy="Build the pair again."
+        )
     image = read_bytes(path, MOST_BYTES)
     if hashlib.sha256(image).hexdigest()[:32] != key:
-        raise DamagedError(f"The prompts {key[:12]} were altered on disk.",
-                           remedy="Build the pair again.")
+        raise DamagedError(
+            f"The prompts {key[:12]} were altered on disk.", remedy="Build the pair again."
+        )
     return json.loads(image)

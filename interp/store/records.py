@@ -68,16 +68,17 @@ def spec_hash(spec: Mapping[str, Any]) -> str:
     task = spec.get("task")
     if task and task.get("hash"):
         task = {"hash": task["hash"]}
-    kept = {k: spec.get(k) for k in (
-        "format", "method", "version", "fields", "models", "results")}
+    kept = {k: spec.get(k) for k in ("format", "method", "version", "fields", "models", "results")}
     return hashlib.sha256(canonical({**kept, "model": model, "task": task})).hexdigest()
 
 
 def _check_from(data: Mapping[str, Any]) -> Check:
-    return Check.from_json({
-        k: float(v) if k in ("value", "tolerance") and isinstance(v, str) else v
-        for k, v in data.items()
-    })
+    return Check.from_json(
+        {
+            k: float(v) if k in ("value", "tolerance") and isinstance(v, str) else v
+            for k, v in data.items()
+        }
+    )
 
 
 def _manifest(record: Record, layout: dict[str, Any], files: dict[str, bytes]) -> bytes:
@@ -190,8 +191,9 @@ def read_manifest(folder: str | Path) -> dict[str, Any]:
         whole = canonical({**body, "sha256": claimed}) == image
         found = hashlib.sha256(canonical(body)).hexdigest()
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise DamagedError("manifest.json of this run is cut or altered: it is no manifest."
-                           ) from error
+        raise DamagedError(
+            "manifest.json of this run is cut or altered: it is no manifest."
+        ) from error
     if not whole or claimed != found:
         raise DamagedError(
             f"manifest.json of this run was altered: its hash is {found[:16]}…, expected "
@@ -253,8 +255,9 @@ def read_run(folder: str | Path) -> Record:
     """
     folder = Path(folder)
     if not folder.is_dir():
-        raise UsageError(f"There is no saved run at {folder}.",
-                         remedy="Give the folder that holds spec.json.")
+        raise UsageError(
+            f"There is no saved run at {folder}.", remedy="Give the folder that holds spec.json."
+        )
     manifest = read_manifest(folder)
     spec = read_spec(folder, manifest)
     image = _checked(folder, "data.nc", manifest, MAX_BYTES)
@@ -267,14 +270,16 @@ def read_run(folder: str | Path) -> Record:
             tokens=_tokens(manifest.get("tokens")),
         )
     except (KeyError, TypeError, AttributeError, ValueError) as error:
-        raise DamagedError(f"manifest.json of this run lacks a part: {type(error).__name__} "
-                           f"{error}.") from error
+        raise DamagedError(
+            f"manifest.json of this run lacks a part: {type(error).__name__} {error}."
+        ) from error
 
 
 def _tokens(tokens: dict[str, Any] | None) -> dict[str, Any] | None:
     """JSON has no integer keys; the answers' ids come back as integers."""
     if tokens and isinstance(tokens.get("answers"), dict):
-        answers = {int(k) if k.lstrip("-").isdigit() else k: v
-                   for k, v in tokens["answers"].items()}
+        answers = {
+            int(k) if k.lstrip("-").isdigit() else k: v for k, v in tokens["answers"].items()
+        }
         return {**tokens, "answers": answers}
     return tokens

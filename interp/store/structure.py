@@ -119,14 +119,17 @@ def _check_numbers(name: str, dataset: Any, shape: Any, dtype: np.dtype) -> None
         )
     declared = dtype.itemsize * int(np.prod(dataset.shape, dtype=object))
     if dataset.id.get_storage_size() != declared:
-        raise UnsafeError(f"data.nc: {name!r} declares {declared:,} bytes and holds "
-                          f"{dataset.id.get_storage_size():,}.")
+        raise UnsafeError(
+            f"data.nc: {name!r} declares {declared:,} bytes and holds "
+            f"{dataset.id.get_storage_size():,}."
+        )
 
 
 def _check_dimension(name: str, dataset: Any, size: int) -> None:
     if tuple(dataset.shape) != (size,):
-        raise UnsafeError(f"data.nc: axis {name!r} has size {list(dataset.shape)}; the manifest "
-                          f"says {size}.")
+        raise UnsafeError(
+            f"data.nc: axis {name!r} has size {list(dataset.shape)}; the manifest says {size}."
+        )
 
 
 def _check_attributes(name: str, item: Any) -> None:

@@ -42,8 +42,12 @@ def dead_identity() -> str:
 def test_a_job_waits_in_its_full_form(queue):
     job = queue.show(queue.submit(JOB))
     assert job.state == "queued" and job.alive and not job.resumable and job.share == 0.0
-    assert job.job["model"] == {"ref": "zoo:toy", "backend": None, "device": "cpu",
-                                "dtype": "float32"}
+    assert job.job["model"] == {
+        "ref": "zoo:toy",
+        "backend": None,
+        "device": "cpu",
+        "dtype": "float32",
+    }
     assert job.job["task"] == {"ref": "ioi:n=2"} and job_of(job.job) == job.job
     json.dumps(job.to_json())
 
@@ -56,18 +60,25 @@ def test_the_same_job_is_not_taken_twice_while_it_waits(queue):
     assert queue.submit(JOB) != first
 
 
-@pytest.mark.parametrize(("job", "match"), [
-    ({}, "names its method"), ([], "JSON object"), ({"method": "toy"}, "names its model"),
-    ({**JOB, "modle": 1}, "'modle'.*Did you mean"),
-    ({**JOB, "model": {"ref": "zoo:x", "devise": "cpu"}}, "'devise'"),
-    ({**JOB, "model": {"ref": "zoo:x", "device": "tpu; rm -rf"}}, "no device"),
-    ({**JOB, "model": {"ref": "zoo:x", "dtype": "int4"}}, "no dtype"),
-    ({**JOB, "model": {"ref": "zoo:x", "backend": "pickle"}}, "no backend"),
-    ({**JOB, "task": 3}, "task is a ref"), ({**JOB, "seed": -1}, "seed was given"),
-    ({**JOB, "seed": True}, "seed was given"), ({**JOB, "fields": [1]}, "fields were given"),
-    ({**JOB, "memory": "lots"}, "Memory was given"),
-    ({**JOB, "task": {"inline": {"x": "y" * 2**24}}}, "at most"),
-])
+@pytest.mark.parametrize(
+    ("job", "match"),
+    [
+        ({}, "names its method"),
+        ([], "JSON object"),
+        ({"method": "toy"}, "names its model"),
+        ({**JOB, "modle": 1}, "'modle'.*Did you mean"),
+        ({**JOB, "model": {"ref": "zoo:x", "devise": "cpu"}}, "'devise'"),
+        ({**JOB, "model": {"ref": "zoo:x", "device": "tpu; rm -rf"}}, "no device"),
+        ({**JOB, "model": {"ref": "zoo:x", "dtype": "int4"}}, "no dtype"),
+        ({**JOB, "model": {"ref": "zoo:x", "backend": "pickle"}}, "no backend"),
+        ({**JOB, "task": 3}, "task is a ref"),
+        ({**JOB, "seed": -1}, "seed was given"),
+        ({**JOB, "seed": True}, "seed was given"),
+        ({**JOB, "fields": [1]}, "fields were given"),
+        ({**JOB, "memory": "lots"}, "Memory was given"),
+        ({**JOB, "task": {"inline": {"x": "y" * 2**24}}}, "at most"),
+    ],
+)
 def test_a_job_that_does_not_fit_is_refused_in_a_sentence(queue, job, match):
     with pytest.raises(UsageError, match=match):
         queue.submit(job)
@@ -75,8 +86,9 @@ def test_a_job_that_does_not_fit_is_refused_in_a_sentence(queue, job, match):
 
 
 def test_names_are_held_against_the_catalogue_once_there_is_one(queue):
-    (queue.store.root / "catalogue.json").write_text(json.dumps({
-        "methods": {"toy": {"schema": {"properties": {"rows": {}}}}}}))
+    (queue.store.root / "catalogue.json").write_text(
+        json.dumps({"methods": {"toy": {"schema": {"properties": {"rows": {}}}}}})
+    )
     with pytest.raises(UsageError, match="no method 'toi'.*Did you mean 'toy'"):
         queue.submit({**JOB, "method": "toi"})
     with pytest.raises(UsageError, match="'rosw'.*Did you mean 'rows'"):
@@ -154,8 +166,10 @@ def test_of_two_workers_one_claims_each_job(queue):
 
 def test_a_planted_row_that_is_no_json_is_listed_and_fails_when_taken(queue):
     with jobs_db(queue.store) as db:
-        db.execute("INSERT INTO jobs (id, spec_json, state, created) VALUES (?, ?, 'queued', 0)",
-                   ("a" * 32, "\x80\x04cposix\nsystem\n"))
+        db.execute(
+            "INSERT INTO jobs (id, spec_json, state, created) VALUES (?, ?, 'queued', 0)",
+            ("a" * 32, "\x80\x04cposix\nsystem\n"),
+        )
     assert queue.list()[0].job == {}
     taken = claim(queue.store, identity_of())
     with pytest.raises(UsageError):
@@ -232,8 +246,9 @@ def test_no_page_sees_a_process_number(queue):
 
 def test_a_locked_table_is_waited_for(queue):
     job = queue.submit(JOB)
-    holder = sqlite3.connect(queue.store.root / "jobs.sqlite", isolation_level=None,
-                             check_same_thread=False)
+    holder = sqlite3.connect(
+        queue.store.root / "jobs.sqlite", isolation_level=None, check_same_thread=False
+    )
     holder.execute("BEGIN IMMEDIATE")
     timer = threading.Timer(0.5, lambda: holder.execute("COMMIT"))
     timer.start()
@@ -275,10 +290,30 @@ def test_a_worker_opens_shipped_models_hub_ids_and_what_lies_under_its_roots(tmp
     assert allowed_model("openai/gpt2@main", roots) == "openai/gpt2@main"
     assert allowed_model("sub/mine", roots) == str(root / "sub" / "mine")
     assert allowed_model(str(root / "sub" / "mine"), roots) == str(root / "sub" / "mine")
-    hostile = ["/etc", "../outside", "..", ".", "", str(tmp_path / "outside"),
-               str(tmp_path / "models-secret"), "../models-secret", "link", "sub/../../outside",
-               "//etc//passwd", "C:\\windows", "..\\outside", "%2e%2e/outside", "file:///etc",
-               "http://127.0.0.1/x", "a;b", "a\x00b", "zoo:../../x", "~root", "x/y/z", "-rf"]
+    hostile = [
+        "/etc",
+        "../outside",
+        "..",
+        ".",
+        "",
+        str(tmp_path / "outside"),
+        str(tmp_path / "models-secret"),
+        "../models-secret",
+        "link",
+        "sub/../../outside",
+        "//etc//passwd",
+        "C:\\windows",
+        "..\\outside",
+        "%2e%2e/outside",
+        "file:///etc",
+        "http://127.0.0.1/x",
+        "a;b",
+        "a\x00b",
+        "zoo:../../x",
+        "~root",
+        "x/y/z",
+        "-rf",
+    ]
     for ref in hostile:
         with pytest.raises(UnsafeError):
             allowed_model(ref, roots)

@@ -136,8 +136,10 @@ def test_a_cancelled_job_resumes_from_its_chunks(queue):
 # -- what fails --------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("fault", "said"), [
-    ("oom", "does not fit into the memory"), ("bug", "went wrong inside interp (ZeroDivision")])
+@pytest.mark.parametrize(
+    ("fault", "said"),
+    [("oom", "does not fit into the memory"), ("bug", "went wrong inside interp (ZeroDivision")],
+)
 def test_a_fault_fails_that_job_in_a_sentence_and_the_next_one_runs(queue, fault, said):
     before = worker_pid(queue)
     job = queue.wait(queue.submit(toy(fault=fault, seed=7)), 60)
@@ -147,13 +149,16 @@ def test_a_fault_fails_that_job_in_a_sentence_and_the_next_one_runs(queue, fault
     assert worker_pid(queue) == before
 
 
-@pytest.mark.parametrize(("job", "said"), [
-    ({"method": "toy", "fields": {"rows": 0}}, "rows was given as 0"),
-    ({"method": "toy", "task": "ioo"}, "no task 'ioo'"),
-    ({"method": "toy", "task": "/etc/passwd"}, "no file by its path"),
-    ({"method": "toy", "model": "/etc"}, "neither shipped"),
-    ({"method": "activation_patching"}, "no task was given"),
-])
+@pytest.mark.parametrize(
+    ("job", "said"),
+    [
+        ({"method": "toy", "fields": {"rows": 0}}, "rows was given as 0"),
+        ({"method": "toy", "task": "ioo"}, "no task 'ioo'"),
+        ({"method": "toy", "task": "/etc/passwd"}, "no file by its path"),
+        ({"method": "toy", "model": "/etc"}, "neither shipped"),
+        ({"method": "activation_patching"}, "no task was given"),
+    ],
+)
 def test_a_job_that_cannot_run_says_why(queue, job, said):
     over = queue.wait(queue.submit({"model": "zoo:toy", **job}), 60)
     assert over.state == "failed" and said in over.error and over.finished
@@ -161,8 +166,10 @@ def test_a_job_that_cannot_run_says_why(queue, job, said):
 
 def test_a_planted_row_fails_and_the_worker_goes_on(queue):
     with jobs_db(queue.store) as db:
-        db.execute("INSERT INTO jobs (id, spec_json, state, created) VALUES (?, ?, 'queued', 0)",
-                   ("b" * 32, "\x80\x04cposix\nsystem\n"))
+        db.execute(
+            "INSERT INTO jobs (id, spec_json, state, created) VALUES (?, ?, 'queued', 0)",
+            ("b" * 32, "\x80\x04cposix\nsystem\n"),
+        )
     assert queue.wait("b" * 32, 30).state == "failed"
     assert queue.request("ping", timeout=30) == {"pong": True}
 
@@ -175,7 +182,8 @@ def test_a_full_disk_fails_the_job_with_both_sizes(tmp_path):
         f"import sys; sys.path.insert(0, {str(Path(code).parent)!r})\n"
         "import toy\nfrom interp.store import Store\nfrom interp.terms import DiskFullError\n"
         "def add(self, record):\n    raise DiskFullError(needed=123456, free=789)\n"
-        "Store.add = add\nsys.exit(toy.main())\n")
+        "Store.add = add\nsys.exit(toy.main())\n"
+    )
     earlier = Store(root).add(run(Toy(), ToyModel()).record)
     keeper = Keeper(Store(root), command=(sys.executable, str(full))).begin()
     try:
@@ -248,9 +256,16 @@ def test_a_request_that_takes_too_long_is_given_up_on_both_sides(queue):
 
 
 def test_pairs_are_built_by_the_worker_and_come_back_whole(queue):
-    made = queue.request("make_pairs", {
-        "model": "zoo:toy", "clean": ["Mary the"], "corrupt": ["John the"], "right": [" Mary"],
-        "wrong": [" John"]})
+    made = queue.request(
+        "make_pairs",
+        {
+            "model": "zoo:toy",
+            "clean": ["Mary the"],
+            "corrupt": ["John the"],
+            "right": [" Mary"],
+            "wrong": [" John"],
+        },
+    )
     assert made["task"]["clean"] == [[0, 1, 10]] and made["size"] == 1
     assert made["tokens"]["clean"] == [["<s>", " Mary", " the"]]
     told = queue.request("tokenize", {"model": "zoo:toy", "text": "Mary John"})
@@ -263,21 +278,36 @@ def test_pairs_are_built_by_the_worker_and_come_back_whole(queue):
 
 def test_bad_prompts_come_back_by_row(queue):
     with pytest.raises(TaskError) as caught:
-        queue.request("make_pairs", {
-            "model": "zoo:toy", "tokens": True, "clean": [[1], [1]], "corrupt": [[2], [1]],
-            "right": [[1], [1]]})
+        queue.request(
+            "make_pairs",
+            {
+                "model": "zoo:toy",
+                "tokens": True,
+                "clean": [[1], [1]],
+                "corrupt": [[2], [1]],
+                "right": [[1], [1]],
+            },
+        )
     assert caught.value.rows[0][0] == 2 and "same tokens" in caught.value.rows[0][1]
 
 
-@pytest.mark.parametrize(("kind", "payload", "error"), [
-    ("format_disk", {}, UsageError), ("run_method", {}, UsageError),
-    ("run_method", {"method": "toy", "model": "/etc/x"}, UnsafeError),
-    ("describe_model", {"model": "../x"}, UnsafeError), ("tokenize", {"model": "zoo:toy"},
-                                                         UsageError),
-    ("load_task", {"model": "zoo:toy", "task": "/etc/passwd"}, UnsafeError),
-    ("decode", {"model": "zoo:toy", "ids": ["x"]}, InterpError),
-    ("run_method", {"method": "toy", "model": "zoo:toy", "fields": {"fault": "bug"}}, InterpError),
-])
+@pytest.mark.parametrize(
+    ("kind", "payload", "error"),
+    [
+        ("format_disk", {}, UsageError),
+        ("run_method", {}, UsageError),
+        ("run_method", {"method": "toy", "model": "/etc/x"}, UnsafeError),
+        ("describe_model", {"model": "../x"}, UnsafeError),
+        ("tokenize", {"model": "zoo:toy"}, UsageError),
+        ("load_task", {"model": "zoo:toy", "task": "/etc/passwd"}, UnsafeError),
+        ("decode", {"model": "zoo:toy", "ids": ["x"]}, InterpError),
+        (
+            "run_method",
+            {"method": "toy", "model": "zoo:toy", "fields": {"fault": "bug"}},
+            InterpError,
+        ),
+    ],
+)
 def test_a_bad_request_is_an_error_of_its_kind_and_ends_nothing(queue, kind, payload, error):
     with pytest.raises(error) as caught:
         queue.request(kind, payload, timeout=30)
@@ -325,8 +355,10 @@ def test_the_log_and_everything_beside_it_is_for_the_owner_alone(queue):
 # -- kills (each with a worker of its own) -----------------------------------------------------
 
 
-@pytest.mark.parametrize("at", [
-    1, pytest.param(3, marks=pytest.mark.slow), 5, pytest.param(7, marks=pytest.mark.slow), 9])
+@pytest.mark.parametrize(
+    "at",
+    [1, pytest.param(3, marks=pytest.mark.slow), 5, pytest.param(7, marks=pytest.mark.slow), 9],
+)
 def test_kill_9_at_five_points_costs_at_most_a_chunk_and_no_bit(tmp_path_factory, at, kills):
     queue, keeper = kills
     job = queue.submit(toy(rows=10, pause=0.15, seed=100 + at))

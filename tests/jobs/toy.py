@@ -22,8 +22,19 @@ from interp.terms import (
     Texts,
 )
 
-WORDS = ("<s>", " Mary", "</script><img src=x onerror=alert(1)>", "%{z}", "=1+1", "\u202e", "\n",
-         "&lt;", "\x00", " John", " the")
+WORDS = (
+    "<s>",
+    " Mary",
+    "</script><img src=x onerror=alert(1)>",
+    "%{z}",
+    "=1+1",
+    "\u202e",
+    "\n",
+    "&lt;",
+    "\x00",
+    " John",
+    " the",
+)
 
 
 class ToyTokenizer:
@@ -60,8 +71,13 @@ class ToyModel:
     def capabilities(self) -> tuple[Capability, ...]:
         """resid_pre and resid_post, nothing else."""
         return tuple(
-            Capability(k, k in ("resid_pre", "resid_post"), "" if k.startswith("resid_p")
-                       else "the toy has no such site") for k in KINDS)
+            Capability(
+                k,
+                k in ("resid_pre", "resid_post"),
+                "" if k.startswith("resid_p") else "the toy has no such site",
+            )
+            for k in KINDS
+        )
 
     def run(self, *_, **__):
         """Never asked for."""
@@ -86,16 +102,24 @@ class Toy(Method):
     fault: str = Field("", description="what goes wrong at half time")
     seed: int = Field(0, ge=0, description="of the numbers")
 
-    def measure(self, model: HookedModel, task: PromptPairs | Texts | None,
-                context: Context) -> xr.Dataset:
+    def measure(
+        self, model: HookedModel, task: PromptPairs | Texts | None, context: Context
+    ) -> xr.Dataset:
         """Numbers that depend on the seed and the row alone."""
         import torch
 
         out = np.full((self.rows, 3), np.nan)
 
         def so_far() -> xr.Dataset:
-            return xr.Dataset({"effect": (("layer", "position"), out.copy(), {
-                "units": "logit", "long_name": "toy effect", "signed": 1})})
+            return xr.Dataset(
+                {
+                    "effect": (
+                        ("layer", "position"),
+                        out.copy(),
+                        {"units": "logit", "long_name": "toy effect", "signed": 1},
+                    )
+                }
+            )
 
         for row in range(self.rows):
             kept = context.load_chunk(f"row-{row}")
@@ -111,8 +135,15 @@ class Toy(Method):
             out[row] = kept["values"]
             context.partial(so_far)
             context.advance(row + 1, self.rows)
-        context.check(Check("finite", "numbers that are defined", float(np.isfinite(out).mean()),
-                            1.0, at_least=True))
+        context.check(
+            Check(
+                "finite",
+                "numbers that are defined",
+                float(np.isfinite(out).mean()),
+                1.0,
+                at_least=True,
+            )
+        )
         context.note("partition", [1] * self.rows)
         return so_far()
 

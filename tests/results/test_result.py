@@ -19,14 +19,45 @@ from interp.results import Result, load_result
 from interp.terms import Check, UsageError
 from tests.store.makers import NASTY, record
 
-QUOTES = ["'", '"', '"""', "'''", "$(touch pwn)", "`touch pwn`", "; touch pwn", "a\nb", "\\", "--x",
-          "-1", "", " ", "%s", "{x}", "\u202e", "\t", "é", "!!", "#", "&&", "|", "~", "*", "\\n'"]
+QUOTES = [
+    "'",
+    '"',
+    '"""',
+    "'''",
+    "$(touch pwn)",
+    "`touch pwn`",
+    "; touch pwn",
+    "a\nb",
+    "\\",
+    "--x",
+    "-1",
+    "",
+    " ",
+    "%s",
+    "{x}",
+    "\u202e",
+    "\t",
+    "é",
+    "!!",
+    "#",
+    "&&",
+    "|",
+    "~",
+    "*",
+    "\\n'",
+]
 
 
 def make(**changes) -> Result:
     base = record()
-    values = {"data": base.data, "spec": base.spec, "provenance": base.provenance,
-              "checks": tuple(base.checks), "tokens": base.tokens, **changes}
+    values = {
+        "data": base.data,
+        "spec": base.spec,
+        "provenance": base.provenance,
+        "checks": tuple(base.checks),
+        "tokens": base.tokens,
+        **changes,
+    }
     return Result(**values)
 
 
@@ -56,12 +87,25 @@ def test_the_html_is_static_and_no_text_in_it_becomes_a_tag():
         provenance = {"method_title": text, "model_id": text, "task_name": text}
         spec = {**record().spec, "model": {"ref": text, "weight_hash": "w"}}
         checks = [Check("c", text, 2.0, 1.0, note=text)]
-        data = xr.Dataset({"x": (("layer",), np.ones(2), {
-            "long_name": text, "units": text, "signed": 1})})
+        data = xr.Dataset(
+            {"x": (("layer",), np.ones(2), {"long_name": text, "units": text, "signed": 1})}
+        )
         page = Tags()
         page.feed(make(provenance=provenance, spec=spec, checks=checks, data=data)._repr_html_())
-        assert page.tags <= {"div", "strong", "table", "thead", "tbody", "tr", "th", "td",
-                             "details", "summary", "ul", "li"}
+        assert page.tags <= {
+            "div",
+            "strong",
+            "table",
+            "thead",
+            "tbody",
+            "tr",
+            "th",
+            "td",
+            "details",
+            "summary",
+            "ul",
+            "li",
+        }
         assert text.strip() in page.text
 
 
@@ -77,10 +121,15 @@ def test_undefined_cells_are_counted():
 
 
 def test_the_stamp_names_method_model_task_seed_and_run():
-    result = make(spec={**spec_with(direction="noising", metric="logit_diff"), "method": "m"},
-                  provenance={"seed": 3, "versions": {"interp": "0.1.0"}}, run_id="abcdef0123")
-    assert result.stamp == ("m · zoo:toy@w · ioi:n=2,seed=1@t · noising · logit_diff · seed 3 · "
-                            "interp 0.1.0 · run abcdef01")
+    result = make(
+        spec={**spec_with(direction="noising", metric="logit_diff"), "method": "m"},
+        provenance={"seed": 3, "versions": {"interp": "0.1.0"}},
+        run_id="abcdef0123",
+    )
+    assert result.stamp == (
+        "m · zoo:toy@w · ioi:n=2,seed=1@t · noising · logit_diff · seed 3 · "
+        "interp 0.1.0 · run abcdef01"
+    )
 
 
 # -- to disk -----------------------------------------------------------------------------------
@@ -144,10 +193,17 @@ def called(source: str) -> dict[str, list]:
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Call):
             name = ast.unparse(node.func)
-            args = [ast.literal_eval(a) for a in node.args
-                    if not isinstance(a, (ast.Name, ast.Call))]
-            words = {k.arg: (float(k.value.args[0].value) if isinstance(k.value, ast.Call)
-                             else ast.literal_eval(k.value)) for k in node.keywords}
+            args = [
+                ast.literal_eval(a) for a in node.args if not isinstance(a, (ast.Name, ast.Call))
+            ]
+            words = {
+                k.arg: (
+                    float(k.value.args[0].value)
+                    if isinstance(k.value, ast.Call)
+                    else ast.literal_eval(k.value)
+                )
+                for k in node.keywords
+            }
             calls[name] = [args, words]
     return calls
 
@@ -224,8 +280,12 @@ def test_a_module_that_was_handed_in_is_named_as_such():
 @pytest.mark.parametrize("text", NASTY + QUOTES)
 def test_the_notebook_is_valid_and_its_prose_holds_no_markup(tmp_path, text):
     spec = spec_with(words=text)
-    result = make(spec=spec, data=record().data[["effect"]], tokens=None,
-                  provenance={"method_title": text, "question": text, "method_class": "Toy"})
+    result = make(
+        spec=spec,
+        data=record().data[["effect"]],
+        tokens=None,
+        provenance={"method_title": text, "question": text, "method_class": "Toy"},
+    )
     path = tmp_path / "x.ipynb"
     book = result.to_notebook(path)
     nbformat.validate(nbformat.read(path, as_version=4))

@@ -78,10 +78,12 @@ def test_run_is_the_function_also_after_its_room_was_imported():
 
 
 def test_importing_the_page_and_what_web_processes_use_brings_no_tensor_library():
-    code = ("import sys, interp; interp.Queue, interp.Store, interp.Result, interp.figures_of,"
-            "interp.fields_of, interp.start_worker, interp.load_result, interp.run; "
-            "heavy = {'torch', 'transformers', 'transformer_lens', 'nnsight'} & set(sys.modules); "
-            "assert not heavy, heavy")
+    code = (
+        "import sys, interp; interp.Queue, interp.Store, interp.Result, interp.figures_of,"
+        "interp.fields_of, interp.start_worker, interp.load_result, interp.run; "
+        "heavy = {'torch', 'transformers', 'transformer_lens', 'nnsight'} & set(sys.modules); "
+        "assert not heavy, heavy"
+    )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
 
 
@@ -101,8 +103,7 @@ def test_provenance_says_where_the_numbers_come_from(store):
     assert facts["model_id"] == "zoo:toy" and facts["weight_hash"] == ToyModel().weight_hash
     assert facts["task_hash"] == PAIRS.hash() and facts["task_size"] == 2
     assert facts["seed"] == 5 and facts["knobs"] == ["scale", "seed"]
-    assert (facts["backend"], facts["device"], facts["dtype"]) == (
-        "torch_module", "cpu", "float32")
+    assert (facts["backend"], facts["device"], facts["dtype"]) == ("torch_module", "cpu", "float32")
     assert facts["partition"] == [1, 1, 1, 1] and facts["memory_limit_bytes"] == 2**30
     assert facts["wall_time_s"] >= 0 and facts["peak_memory_bytes"] > 10**7
     assert facts["versions"]["torch"] == torch.__version__
@@ -217,8 +218,9 @@ def test_a_run_leaves_the_generators_as_they_were():
 
         def measure(self, model: object, task: None, context: object) -> xr.Dataset:
             values = [torch.rand(1).item(), np.random.rand(), __import__("random").random()]
-            return xr.Dataset({"x": (("draw",), values, {
-                "units": "1", "long_name": "draws", "signed": 0})})
+            return xr.Dataset(
+                {"x": (("draw",), values, {"units": "1", "long_name": "draws", "signed": 0})}
+            )
 
     torch.manual_seed(9)
     np.random.seed(9)
@@ -288,8 +290,12 @@ CTRL_C = textwrap.dedent("""
 
 
 def test_one_ctrl_c_keeps_what_is_finished_and_exits_130(store):
-    process = subprocess.Popen([sys.executable, "-c", CTRL_C, str(store.root)],
-                               stdout=subprocess.PIPE, text=True, cwd=Path.cwd())
+    process = subprocess.Popen(
+        [sys.executable, "-c", CTRL_C, str(store.root)],
+        stdout=subprocess.PIPE,
+        text=True,
+        cwd=Path.cwd(),
+    )
     assert process.stdout.readline() == "ready\n"
     while len(list(store.root.glob("chunks/*/row-*"))) < 3:
         assert process.poll() is None
@@ -377,8 +383,10 @@ def test_tokens_the_model_does_not_have_are_told_by_row():
         run(Toy(), ToyModel(), PromptPairs.from_tokens([[1]], [[2]], [50]))
 
 
-@pytest.mark.parametrize(("method", "match"), [
-    ("tyo", "no method 'tyo'.*Did you mean 'toy'"), (3, "A int was given"), (dict, "A type")])
+@pytest.mark.parametrize(
+    ("method", "match"),
+    [("tyo", "no method 'tyo'.*Did you mean 'toy'"), (3, "A int was given"), (dict, "A type")],
+)
 def test_no_method_is_told_with_near_misses(method, match):
     with pytest.raises(UsageError, match=match):
         run(method, ToyModel(), PAIRS)

@@ -45,13 +45,24 @@ def test_the_python_reproduces_the_hash_and_the_numbers(result):
 
 def test_the_command_reproduces_the_hash(result, tmp_path):
     if result.spec["task"]["ref"]:
-        assert shlex.split(result.to_command())[:4] == ["interp", "run", "activation_patching",
-                                                        "--model"]
+        assert shlex.split(result.to_command())[:4] == [
+            "interp",
+            "run",
+            "activation_patching",
+            "--model",
+        ]
         return  # the other one runs, and has the harder task
-    command = result.to_command().replace(
-        "interp run", f"{sys.executable} -m interp run", 1) + " --json"
-    done = subprocess.run(["sh", "-c", command], cwd=tmp_path, capture_output=True, text=True,
-                          timeout=300, env={**os.environ, "INTERP_HOME": str(tmp_path / "home")})
+    command = (
+        result.to_command().replace("interp run", f"{sys.executable} -m interp run", 1) + " --json"
+    )
+    done = subprocess.run(
+        ["sh", "-c", command],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env={**os.environ, "INTERP_HOME": str(tmp_path / "home")},
+    )
     assert done.returncode in (0, 3), done.stderr
     assert json.loads(done.stdout)["spec_hash"] == result.spec_hash
 
@@ -83,8 +94,14 @@ def test_its_checks_are_the_models_and_the_methods(result):
 
 def test_a_prompt_of_ones_own_with_quotes_in_it_runs_from_its_python(model):
     ids = [[1, 2, 3, 4], [1, 5, 3, 4]]
-    task = PromptPairs.from_tokens(ids[:1], ids[1:], [6], [7], name="a 'b' \"c\" $(d)\n",
-                                   clean_text=[["'", '"""', "$(x)", "\n"]])
+    task = PromptPairs.from_tokens(
+        ids[:1],
+        ids[1:],
+        [6],
+        [7],
+        name="a 'b' \"c\" $(d)\n",
+        clean_text=[["'", '"""', "$(x)", "\n"]],
+    )
     result = interp.run(interp.methods.ActivationPatching(), model, task)
     scope: dict = {}
     exec(result.to_python(), scope)  # noqa: S102

@@ -13,8 +13,19 @@ import xarray as xr
 from interp.store import Record, canonical
 from interp.terms import Check
 
-NASTY = ["</script><img src=x onerror=alert(1)>", "<s>", "&lt;", "%{z}", "\u202e", "\n", "\x00",
-         "=1+1", "\ud800", "", " Mary"]
+NASTY = [
+    "</script><img src=x onerror=alert(1)>",
+    "<s>",
+    "&lt;",
+    "%{z}",
+    "\u202e",
+    "\n",
+    "\x00",
+    "=1+1",
+    "\ud800",
+    "",
+    " Mary",
+]
 LABELS = [t for t in NASTY if t != "\ud800"]  # pandas takes no lone surrogate as a label
 TEXTS = [t for t in NASTY if t != "\x00"]  # numpy's texts take no NUL at their end
 
@@ -27,9 +38,21 @@ def dataset(seed: int = 0, layers: int = 3) -> xr.Dataset:
     signed = {"units": "logit", "long_name": "effect", "signed": 1}
     return xr.Dataset(
         {
-            "effect": (("layer", "position"), values, {
-                **signed, "floor": 1e-3, "list": [1, 2.5], "one": [3], "dict": {"a": [None, True]},
-                "none": None, "nul": "a\x00b", "empty": "", "long": "x" * 70_000}),
+            "effect": (
+                ("layer", "position"),
+                values,
+                {
+                    **signed,
+                    "floor": 1e-3,
+                    "list": [1, 2.5],
+                    "one": [3],
+                    "dict": {"a": [None, True]},
+                    "none": None,
+                    "nul": "a\x00b",
+                    "empty": "",
+                    "long": "x" * 70_000,
+                },
+            ),
             "half": (("layer",), values[:, 0].astype("f2"), signed),
             "inert": (("layer",), np.arange(layers) > 0, signed),
             "ids": (("prompt", "position"), rng.integers(0, 9, (2, 4)), signed),
@@ -45,26 +68,51 @@ def dataset(seed: int = 0, layers: int = 3) -> xr.Dataset:
 def record(seed: int = 0, task: str = "t", **facts: Any) -> Record:
     """A record whose spec differs by ``seed`` and ``task``."""
     spec = {
-        "format": 1, "method": "toy", "version": 1, "fields": {"seed": seed},
+        "format": 1,
+        "method": "toy",
+        "version": 1,
+        "fields": {"seed": seed},
         "model": {"ref": "zoo:toy", "weight_hash": "w", "backend": "b", "dtype": "float32"},
         "task": {"ref": None, "hash": task, "inline": {"type": "Texts"}, "name": "by hand"},
     }
-    checks = [Check("logits", "logits", 1e-7, 1e-5), Check("floor", "noise floor", float("nan")),
-              Check("bound", "a bound", float("inf"), 1.0)]
-    return Record(spec, dataset(seed), {"wall_time_s": 1.0, "created": 1000.0 + seed, **facts},
-                  checks, {"clean": [NASTY], "corrupt": [NASTY[::-1]], "answers": {3: NASTY[0]}})
+    checks = [
+        Check("logits", "logits", 1e-7, 1e-5),
+        Check("floor", "noise floor", float("nan")),
+        Check("bound", "a bound", float("inf"), 1.0),
+    ]
+    return Record(
+        spec,
+        dataset(seed),
+        {"wall_time_s": 1.0, "created": 1000.0 + seed, **facts},
+        checks,
+        {"clean": [NASTY], "corrupt": [NASTY[::-1]], "answers": {3: NASTY[0]}},
+    )
 
 
-def forged(folder: Path, image: bytes, arrays: dict[str, Any], dims: dict[str, int],
-           **layout: Any) -> Path:
+def forged(
+    folder: Path, image: bytes, arrays: dict[str, Any], dims: dict[str, int], **layout: Any
+) -> Path:
     """A run folder whose hashes are all right and whose ``data.nc`` is ``image``."""
     spec = canonical({"format": 1, "method": "toy", "fields": {}})
     body = {
-        "format": 1, "spec_hash": "x", "provenance": {}, "checks": [], "tokens": None,
-        "files": {name: {"sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data)}
-                  for name, data in (("spec.json", spec), ("data.nc", image))},
-        "layout": {"dims": dims, "arrays": arrays, "texts": {}, "attrs": {},
-                   "order": list(arrays), "coords": [], **layout},
+        "format": 1,
+        "spec_hash": "x",
+        "provenance": {},
+        "checks": [],
+        "tokens": None,
+        "files": {
+            name: {"sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data)}
+            for name, data in (("spec.json", spec), ("data.nc", image))
+        },
+        "layout": {
+            "dims": dims,
+            "arrays": arrays,
+            "texts": {},
+            "attrs": {},
+            "order": list(arrays),
+            "coords": [],
+            **layout,
+        },
     }
     folder.mkdir(parents=True)
     (folder / "spec.json").write_bytes(spec)

@@ -15,8 +15,9 @@ ATTRS = {"units": "logit", "long_name": "effect", "signed": 1}
 
 
 def with_data(values, layers=(0, 1, 2), name="effect") -> Record:
-    data = xr.Dataset({name: (("layer",), np.asarray(values, "f8"), ATTRS)},
-                      coords={"layer": list(layers)})
+    data = xr.Dataset(
+        {name: (("layer",), np.asarray(values, "f8"), ATTRS)}, coords={"layer": list(layers)}
+    )
     base = record()
     return Record(base.spec, data, base.provenance)
 

@@ -41,7 +41,8 @@ def fail_at(monkeypatch, calls: int, name: str = "fsync", number: int = errno.EN
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
 @pytest.mark.parametrize("call", range(1, 6))
 def test_a_full_disk_at_each_write_says_both_sizes_and_loses_nothing(
-        store, monkeypatch, call, number):
+    store, monkeypatch, call, number
+):
     before = {p: p.read_bytes() for p in store.runs.rglob("*") if p.is_file()}
     fail_at(monkeypatch, call, number=number)
     with pytest.raises(DiskFullError) as caught:
@@ -132,8 +133,9 @@ KILLED = textwrap.dedent("""
 
 @pytest.mark.parametrize("at", [1, 2, 3, 4, 5])
 def test_a_writer_killed_between_write_and_rename_leaves_no_half_run(store, at):
-    ended = subprocess.run([sys.executable, "-c", KILLED, str(store.root), str(at)],
-                           cwd=Path.cwd(), timeout=120)
+    ended = subprocess.run(
+        [sys.executable, "-c", KILLED, str(store.root), str(at)], cwd=Path.cwd(), timeout=120
+    )
     assert ended.returncode == -signal.SIGKILL
     rows = Store(store.root).list()
     assert not any(r.damaged for r in rows)

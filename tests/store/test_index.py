@@ -86,8 +86,9 @@ def test_a_lost_index_is_made_again_from_the_folders(store):
     assert again.find(spec_hash(record(1).spec)) in ids
 
 
-@pytest.mark.parametrize("content", [
-    b"not a database at all" * 99, b"SQLite format 3\x00" + b"x" * 4096])
+@pytest.mark.parametrize(
+    "content", [b"not a database at all" * 99, b"SQLite format 3\x00" + b"x" * 4096]
+)
 def test_a_spoilt_index_is_put_aside_and_made_again(store, content):
     run = store.add(record())
     for path in store.root.glob("index.sqlite*"):
@@ -180,13 +181,17 @@ def test_two_processes_add_to_one_store_and_lose_nothing(store):
         assert other.exitcode == 0
     assert len(store.list()) == 24
     assert {r.fields["seed"] for r in store.list()} == {
-        *range(8), *range(100, 108), *range(200, 208)}
+        *range(8),
+        *range(100, 108),
+        *range(200, 208),
+    }
 
 
 def test_a_locked_index_is_waited_for(store):
     run = store.add(record())
-    holder = sqlite3.connect(store.root / "index.sqlite", isolation_level=None,
-                             check_same_thread=False)
+    holder = sqlite3.connect(
+        store.root / "index.sqlite", isolation_level=None, check_same_thread=False
+    )
     holder.execute("BEGIN IMMEDIATE")
     timer = threading.Timer(0.5, lambda: holder.execute("COMMIT"))
     timer.start()
@@ -209,8 +214,11 @@ def test_the_default_store_is_where_interp_home_says(tmp_path, monkeypatch):
 
 def test_chunks_come_back_bit_for_bit_and_a_damaged_one_counts_as_none(store):
     chunks = store.chunks("a" * 64)
-    arrays = {"x": np.array([[1.5, np.nan]], "f4"), "n": np.arange(3),
-              "any name/at all": np.ones(())}
+    arrays = {
+        "x": np.array([[1.5, np.nan]], "f4"),
+        "n": np.arange(3),
+        "any name/at all": np.ones(()),
+    }
     for key in ("plain-1", "../../escape", "ünï\x00"):
         chunks.save(key, arrays)
         read = chunks.load(key)

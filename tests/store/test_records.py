@@ -81,8 +81,10 @@ def test_what_is_no_number_and_no_text_is_refused_by_name(tmp_path):
     with pytest.raises(UsageError, match="'odd'"):
         write_run(tmp_path / "run", type(wrote)(wrote.spec, bad, {}))
     with pytest.raises(UsageError, match="complex"):
-        write_run(tmp_path / "run", type(wrote)(
-            wrote.spec, xr.Dataset({"z": (("prompt",), np.array([1j]))}), {}))
+        write_run(
+            tmp_path / "run",
+            type(wrote)(wrote.spec, xr.Dataset({"z": (("prompt",), np.array([1j]))}), {}),
+        )
     assert list(tmp_path.iterdir()) == []
 
 
@@ -91,11 +93,19 @@ def test_what_is_no_number_and_no_text_is_refused_by_name(tmp_path):
 
 def test_the_hash_changes_with_what_decides_the_numbers_and_with_nothing_else():
     base = record().spec
-    same = {**base, "model": {**base["model"], "ref": "/elsewhere"},
-            "task": {"ref": "t:n=1", "hash": "t"}}
+    same = {
+        **base,
+        "model": {**base["model"], "ref": "/elsewhere"},
+        "task": {"ref": "t:n=1", "hash": "t"},
+    }
     assert spec_hash(base) == spec_hash(same)
-    for part, value in (("method", "other"), ("version", 2), ("fields", {"seed": 1}),
-                        ("task", None), ("models", {"zoo:b": "h"})):
+    for part, value in (
+        ("method", "other"),
+        ("version", 2),
+        ("fields", {"seed": 1}),
+        ("task", None),
+        ("models", {"zoo:b": "h"}),
+    ):
         assert spec_hash({**base, part: value}) != spec_hash(base), part
     for part in ("weight_hash", "backend", "dtype"):
         changed = {**base, "model": {**base["model"], part: "other"}}
@@ -169,9 +179,12 @@ def test_a_later_format_is_refused_with_what_to_do(tmp_path):
         read_run(folder)
 
 
-LIES = [(part, value) for part in ("layout", "provenance", "checks", "files")
-        for value in (None, [], {"x": 1}, "text", [[1]])
-        if (part, value) not in (("provenance", []), ("checks", []), ("provenance", {"x": 1}))]
+LIES = [
+    (part, value)
+    for part in ("layout", "provenance", "checks", "files")
+    for value in (None, [], {"x": 1}, "text", [[1]])
+    if (part, value) not in (("provenance", []), ("checks", []), ("provenance", {"x": 1}))
+]
 
 
 @pytest.mark.parametrize(("part", "value"), LIES)
@@ -198,6 +211,11 @@ def test_forged_is_readable_when_it_is_honest(tmp_path):
     from interp.store.arrays import pack
 
     packed = pack(record().data[["effect"]])
-    folder = forged(tmp_path / "run", packed.image, packed.layout["arrays"],
-                    packed.layout["dims"], coords=packed.layout["coords"])
+    folder = forged(
+        tmp_path / "run",
+        packed.image,
+        packed.layout["arrays"],
+        packed.layout["dims"],
+        coords=packed.layout["coords"],
+    )
     assert "effect" in read_run(folder).data

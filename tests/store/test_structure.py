@@ -115,14 +115,34 @@ def compound_attribute(file):
     file.create_dataset("x", data=np.zeros(4, "<f4"))
 
 
-HOSTILE = [external, virtual, external_link, soft_link, vlen, text, references, compound, opaque,
-           compressed, chunked, group, named_type, empty, other_shape, other_type, stranger,
-           missing, reference_attribute, compound_attribute]
+HOSTILE = [
+    external,
+    virtual,
+    external_link,
+    soft_link,
+    vlen,
+    text,
+    references,
+    compound,
+    opaque,
+    compressed,
+    chunked,
+    group,
+    named_type,
+    empty,
+    other_shape,
+    other_type,
+    stranger,
+    missing,
+    reference_attribute,
+    compound_attribute,
+]
 
 
 @pytest.mark.parametrize("make", HOSTILE, ids=lambda f: f.__name__)
 def test_anything_but_the_manifests_arrays_is_refused_before_a_number_is_read(
-        tmp_path, monkeypatch, make):
+    tmp_path, monkeypatch, make
+):
     folder = forged(tmp_path / "run", image_of(make), FOUR, DIMS)
     read = lambda *a, **k: pytest.fail("a number was read")  # noqa: E731
     monkeypatch.setattr(h5py.Dataset, "__getitem__", read)

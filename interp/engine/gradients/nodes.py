@@ -17,7 +17,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from interp.engine import memory
 from interp.engine.buckets import Bucket, buckets_of
 from interp.engine.gradients.active import blocks_of
 from interp.engine.gradients.own import estimates_by_own_graph
@@ -70,7 +69,7 @@ class Wish:
         direction: ``"denoising"`` or ``"noising"``.
         at: where the metric is read.
         qk_fix: queries and keys by the softmax's own change.
-        grad_drop: mean over layers λ of \\|estimate with λ's sublayers blocked\\|.
+        grad_drop: mean over layers λ of the size of each estimate with its sublayers blocked.
         steps: points on the path of embeddings that gradients are averaged over, in (0, 1);
             empty for the base run alone.
     """

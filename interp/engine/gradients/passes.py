@@ -73,7 +73,7 @@ class LayerPass:
 
     def __init__(
         self,
-        blocks: Blocks,
+        blocks: Any,
         tokens: np.ndarray,
         kinds: Iterable[str],
         *,

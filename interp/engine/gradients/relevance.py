@@ -9,7 +9,6 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 
-import numpy as np
 from torch import Tensor
 
 from interp.engine.buckets import Bucket, buckets_of
