@@ -43,8 +43,10 @@ def cell_panel(result: Any, run: str, var: str, place: Mapping[str, int]) -> htm
     """What the drawer shows of a cell."""
     return html.Div(
         [
-            heading(result, place), values(result.data, place),
-            prompts(result.data, var, place), ways(result, run, place),
+            heading(result, place),
+            values(result.data, place),
+            prompts(result.data, var, place),
+            ways(result, run, place),
             html.Div(id=part("verdict", run)),
         ],
         className="stack",
@@ -80,16 +82,25 @@ def values(data: Any, place: Mapping[str, int]) -> html.Table:
         value = float(array.isel(dict(place)).values)
         shown = ("yes" if value else "no") if array.dtype.kind == "b" else number(value)
         unit = str(array.attrs.get("units") or "")
-        rows.append(html.Tr([html.Td(str(array.attrs.get("long_name") or name)),
-                             html.Td(shown, className="n"),
-                             html.Td("" if unit == "1" else unit, className="faint")]))
+        rows.append(
+            html.Tr(
+                [
+                    html.Td(str(array.attrs.get("long_name") or name)),
+                    html.Td(shown, className="n"),
+                    html.Td("" if unit == "1" else unit, className="faint"),
+                ]
+            )
+        )
     return html.Table(html.Tbody(rows), className="plain")
 
 
 def prompts(data: Any, var: str, place: Mapping[str, int]) -> Any:
     """The same cell prompt by prompt, as bars from zero."""
-    names = [n for n, a in data.data_vars.items() if set(a.dims) == {*place, "prompt"}
-             and a.dtype.kind in "iuf"]
+    names = [
+        n
+        for n, a in data.data_vars.items()
+        if set(a.dims) == {*place, "prompt"} and a.dtype.kind in "iuf"
+    ]
     if not names:
         return None
     name = "effect_raw" if "effect_raw" in names else names[0]
@@ -98,18 +109,29 @@ def prompts(data: Any, var: str, place: Mapping[str, int]) -> Any:
     top = float(np.nanmax(np.abs(column))) if np.isfinite(column).any() else 0.0
     bars = [prompt_bar(i, v, top or 1.0) for i, v in enumerate(column)]
     title = f"{array.attrs.get('long_name', name)}, each prompt"
-    return html.Details([html.Summary(title), html.Div(bars, className="strip")],
-                        className="more", open=len(bars) <= 12)
+    return html.Details(
+        [html.Summary(title), html.Div(bars, className="strip")],
+        className="more",
+        open=len(bars) <= 12,
+    )
 
 
 def prompt_bar(index: int, value: float, top: float) -> html.Div:
     """One prompt's value, left of the middle where it is negative."""
     share = 0.0 if np.isnan(value) else 50 * abs(value) / top
     side = {"right": "50%"} if value < 0 else {"left": "50%"}
-    bar = html.Div(html.Div(style={"width": f"{share:.1f}%", **side},
-                            className="neg" if value < 0 else "pos"), className="two-sided")
-    return html.Div([html.Span(str(index + 1), className="faint num"), bar,
-                     html.Span(number(value), className="v num")], className="prompt-bar")
+    bar = html.Div(
+        html.Div(style={"width": f"{share:.1f}%", **side}, className="neg" if value < 0 else "pos"),
+        className="two-sided",
+    )
+    return html.Div(
+        [
+            html.Span(str(index + 1), className="faint num"),
+            bar,
+            html.Span(number(value), className="v num"),
+        ],
+        className="prompt-bar",
+    )
 
 
 def ways(result: Any, run: str, place: Mapping[str, int]) -> html.Div:
@@ -119,11 +141,23 @@ def ways(result: Any, run: str, place: Mapping[str, int]) -> html.Div:
     head = next((asked[a] for a in HEADS if a in asked), None)
     if "layer" in asked:
         words = f"Open head {asked['layer']}.{head}" if head is not None else "Heads of this layer"
-        out.append(dcc.Link(words, className="button go", href=link(
-            "/head", run=run, layer=asked["layer"], head=head, position=asked.get("position"))))
+        out.append(
+            dcc.Link(
+                words,
+                className="button go",
+                href=link(
+                    "/head",
+                    run=run,
+                    layer=asked["layer"],
+                    head=head,
+                    position=asked.get("position"),
+                ),
+            )
+        )
     if bench().can_verify(result):
-        out.append(html.Button("Verify with one plain forward", className="button",
-                               id=part("verify", run)))
+        out.append(
+            html.Button("Verify with one plain forward", className="button", id=part("verify", run))
+        )
     keep = {a: int(i) for a, i in place.items()}
     return html.Div([html.Div(out, className="row"), dcc.Store(id=part("place", run), data=keep)])
 
@@ -135,16 +169,24 @@ def verdict(found: Any, expected: float, model: str) -> html.Div:
     said = f"One plain forward gives {again:.6g}; the grid says {expected:.6g}."
     parts: list[Any] = [notice(said, kind="ok" if good else "warn")]
     for side, rows in bench().top_tokens(model, found.data).items():
-        parts.append(html.Div([html.H3(f"Next token, {side}, prompt 1"), likely(rows[:5])],
-                              className="stack tight"))
+        parts.append(
+            html.Div(
+                [html.H3(f"Next token, {side}, prompt 1"), likely(rows[:5])],
+                className="stack tight",
+            )
+        )
     return html.Div(parts, className="stack")
 
 
 @callback(
-    Output(part("drawer", MATCH), "opened"), Output(part("cell", MATCH), "children"),
-    Input(part("graph", MATCH), "clickData"), State(part("var", MATCH), "value"),
-    State(part("pick", MATCH, axis=ALL), "value"), State(part("pick", MATCH, axis=ALL), "id"),
-    State(part("graph", MATCH), "id"), prevent_initial_call=True,
+    Output(part("drawer", MATCH), "opened"),
+    Output(part("cell", MATCH), "children"),
+    Input(part("graph", MATCH), "clickData"),
+    State(part("var", MATCH), "value"),
+    State(part("pick", MATCH, axis=ALL), "value"),
+    State(part("pick", MATCH, axis=ALL), "id"),
+    State(part("graph", MATCH), "id"),
+    prevent_initial_call=True,
 )
 def open_cell(click: Any, var: str, picks: list[str], axes: list[Any], own: Any) -> Any:
     """Open the drawer on the clicked cell."""
@@ -161,9 +203,12 @@ def open_cell(click: Any, var: str, picks: list[str], axes: list[Any], own: Any)
 
 
 @callback(
-    Output(part("verdict", MATCH), "children"), Input(part("verify", MATCH), "n_clicks"),
-    State(part("place", MATCH), "data"), State(part("verify", MATCH), "id"),
-    prevent_initial_call=True, running=[(Output(part("verify", MATCH), "disabled"), True, False)],
+    Output(part("verdict", MATCH), "children"),
+    Input(part("verify", MATCH), "n_clicks"),
+    State(part("place", MATCH), "data"),
+    State(part("verify", MATCH), "id"),
+    prevent_initial_call=True,
+    running=[(Output(part("verify", MATCH), "disabled"), True, False)],
 )
 def verify(clicks: int | None, place: dict[str, int], own: Any) -> Any:
     """Measure the cell again, by itself."""
@@ -173,7 +218,8 @@ def verify(clicks: int | None, place: dict[str, int], own: Any) -> Any:
     labels = {a: label_of(result.data, a, i) for a, i in place.items()}
     try:
         found = bench().verify_cell(result, labels)
-        return verdict(found, float(result.data["effect"].isel(place).values),
-                       result.spec["model"]["ref"])
+        return verdict(
+            found, float(result.data["effect"].isel(place).values), result.spec["model"]["ref"]
+        )
     except Exception as error:  # shown in the drawer
         return tell(error)

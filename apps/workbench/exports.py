@@ -40,11 +40,14 @@ def export(name: str) -> Response:
         abort(404)
     body = MAKERS[kind](result)
     safe = re.sub(r"[^a-z0-9_]", "", str(result.spec.get("method", "run")).lower())
-    return Response(body, headers={
-        "Content-Type": KINDS[kind][0],
-        "Content-Disposition": f'attachment; filename="{safe or "run"}-{run[:8]}.{kind}"',
-        "Cache-Control": "private, no-store",
-    })
+    return Response(
+        body,
+        headers={
+            "Content-Type": KINDS[kind][0],
+            "Content-Disposition": f'attachment; filename="{safe or "run"}-{run[:8]}.{kind}"',
+            "Cache-Control": "private, no-store",
+        },
+    )
 
 
 def written(write: Callable[[Path], Any], suffix: str) -> bytes:

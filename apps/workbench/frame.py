@@ -37,11 +37,23 @@ from apps.workbench.tell import link, notice, query_of, tell
 from apps.workbench.views import View
 from interp import figures
 
-CONFIG = {"displaylogo": False, "responsive": True, "modeBarButtonsToRemove": ["select2d",
-          "lasso2d", "zoomIn2d", "zoomOut2d", "autoScale2d"],
-          "toImageButtonOptions": {"format": "svg", "scale": 2}}
-KEYS = ("Tab to the grid, then ", "arrows", " move, ", "Enter", " opens the cell, ", "Esc",
-        " leaves.")
+CONFIG = {
+    "displaylogo": False,
+    "responsive": True,
+    "modeBarButtonsToRemove": ["select2d", "lasso2d", "zoomIn2d", "zoomOut2d", "autoScale2d"],
+    "toImageButtonOptions": {"format": "svg", "scale": 2},
+}
+OPENED = ("grid", "square", "image", "words", "bars")
+"""Kinds of figures whose cells open."""
+KEYS = (
+    "Tab to the grid, then ",
+    "arrows",
+    " move, ",
+    "Enter",
+    " opens the cell, ",
+    "Esc",
+    " leaves.",
+)
 
 
 def dark_now() -> bool:
@@ -49,8 +61,9 @@ def dark_now() -> bool:
     return request.cookies.get("interp_scheme") == "dark"
 
 
-def frame(result: Any, run: str, view: View | None = None, *, heading: str = "",
-          linked: bool = True) -> html.Div:
+def frame(
+    result: Any, run: str, view: View | None = None, *, heading: str = "", linked: bool = True
+) -> html.Div:
     """A whole result.
 
     Args:
@@ -70,11 +83,19 @@ def frame(result: Any, run: str, view: View | None = None, *, heading: str = "",
     warned = html.Div([failed_note(failed)], style={"padding": "6px 18px 0"}) if failed else None
     return html.Div(
         [
-            html.Div(head, className="frame-head"), warned,
+            html.Div(head, className="frame-head"),
+            warned,
             html.Div(tabs(result, run, view, failed), className="frame-tabs"),
-            dmc.Drawer(html.Div(id=part("cell", run)), id=part("drawer", run), position="right",
-                       size="md", title="Cell", closeButtonProps={"aria-label": "Close"}),
-            dcc.Store(id=part("query", run)), html.Div(id=part("kept", run), hidden=True),
+            dmc.Drawer(
+                html.Div(id=part("cell", run)),
+                id=part("drawer", run),
+                position="right",
+                size="md",
+                title="Cell",
+                closeButtonProps={"aria-label": "Close"},
+            ),
+            dcc.Store(id=part("query", run)),
+            html.Div(id=part("kept", run), hidden=True),
         ],
         className=f"card flush frame{amber}",
     )
@@ -91,8 +112,13 @@ def title_of(result: Any) -> str:
 def tabs(result: Any, run: str, view: View, failed: list[Any]) -> dmc.Tabs:
     """The five tabs."""
     trust = f"Trust ({len(failed)} to look at)" if failed else "Trust"
-    names = {"figure": "Figure", "table": "Table", "trust": trust, "provenance": "Provenance",
-             "export": "Export"}
+    names = {
+        "figure": "Figure",
+        "table": "Table",
+        "trust": trust,
+        "provenance": "Provenance",
+        "export": "Export",
+    }
     bodies = {
         "figure": figure_panel(result, run, view),
         "table": html.Div(id=part("table", run)),
@@ -105,7 +131,8 @@ def tabs(result: Any, run: str, view: View, failed: list[Any]) -> dmc.Tabs:
             dmc.TabsList([dmc.TabsTab(names[k], value=k) for k in names]),
             *(dmc.TabsPanel(bodies[k], value=k, pt=12) for k in names),
         ],
-        value=view.tab, id=part("tabs", run),
+        value=view.tab,
+        id=part("tabs", run),
     )
 
 
@@ -120,10 +147,19 @@ def figure_panel(result: Any, run: str, view: View) -> html.Div:
     var = view.var if view.var in names else names[0]
     return html.Div(
         [
-            html.Div([choose_var(result.data, names, var, run),
-                      *choose_axes(result.data, run, view, var)],
-                     className="row", style={"alignItems": "flex-end", "marginBottom": "8px"}),
-            graph(part("graph", run), draw(result, var, dict(view.place), dark_now())),
+            html.Div(
+                [
+                    choose_var(result.data, names, var, run),
+                    *choose_axes(result.data, run, view, var),
+                ],
+                className="row",
+                style={"alignItems": "flex-end", "marginBottom": "8px"},
+            ),
+            graph(
+                part("graph", run),
+                draw(result, var, dict(view.place), dark_now()),
+                opens=figures.plan_of(result.data[var]).kind in OPENED,
+            ),
         ],
     )
 
@@ -131,8 +167,15 @@ def figure_panel(result: Any, run: str, view: View) -> html.Div:
 def choose_var(data: Any, names: list[str], var: str, run: str) -> dmc.Select:
     """Which array is drawn."""
     options = [{"value": n, "label": str(data[n].attrs.get("long_name") or n)} for n in names]
-    return dmc.Select(label="Show", data=options, value=var, id=part("var", run), w=300,
-                      allowDeselect=False, size="xs")
+    return dmc.Select(
+        label="Show",
+        data=options,
+        value=var,
+        id=part("var", run),
+        w=300,
+        allowDeselect=False,
+        size="xs",
+    )
 
 
 def choose_axes(data: Any, run: str, view: View, var: str) -> list[Any]:
@@ -140,12 +183,20 @@ def choose_axes(data: Any, run: str, view: View, var: str) -> list[Any]:
     out = []
     used = figures.plan_of(data[var]).selectors
     for axis, entries in figures.selectors_of(data).items():
-        words = [{"value": str(i), "label": entry(axis, e)}
-                 for i, e in enumerate(entries)]
-        out.append(dmc.Select(
-            label=axis.replace("_", " "), data=words, value=str(view.place.get(axis, 0)),
-            id=part("pick", run, axis=axis), w=150, allowDeselect=False, searchable=len(words) > 12,
-            size="xs", style={} if axis in used else {"display": "none"}))
+        words = [{"value": str(i), "label": entry(axis, e)} for i, e in enumerate(entries)]
+        out.append(
+            dmc.Select(
+                label=axis.replace("_", " "),
+                data=words,
+                value=str(view.place.get(axis, 0)),
+                id=part("pick", run, axis=axis),
+                w=150,
+                allowDeselect=False,
+                searchable=len(words) > 12,
+                size="xs",
+                style={} if axis in used else {"display": "none"},
+            )
+        )
     return out
 
 
@@ -154,6 +205,12 @@ def entry(axis: str, label: Any) -> str:
     if axis == "prompt" and isinstance(label, int):
         return f"prompt {label + 1}"
     return f"{axis} {label}" if isinstance(label, (int, float)) else str(label)
+
+
+def tall(figure: Any) -> dict[str, str]:
+    """The style that gives a graph the height its figure asks for."""
+    asked = getattr(getattr(figure, "layout", None), "height", None)
+    return {"height": f"{int(asked or 450)}px"}
 
 
 def graph(ident: dict[str, Any], figure: Any, *, opens: bool = True) -> html.Div:
@@ -168,26 +225,44 @@ def graph(ident: dict[str, Any], figure: Any, *, opens: bool = True) -> html.Div
     cell = html.Div(html.Div(role="gridcell"), role="row", className="sr-only")
     spoken = ((figure.layout.meta or {}).get("alt") or "figure") if figure is not None else ""
     layer = html.Div(
-        [html.Div(className="cursor"), cell], className="grid-layer", role="grid", tabIndex=0,
-        **{"aria-label": f"{spoken} Arrows move" + (", Enter opens the cell." if opens else "."),
-           "data-target": target},
+        [html.Div(className="cursor"), cell],
+        className="grid-layer",
+        role="grid",
+        tabIndex=0,
+        **{
+            "aria-label": f"{spoken} Arrows move" + (", Enter opens the cell." if opens else "."),
+            "data-target": target,
+        },
     )
     words = KEYS if opens else (*KEYS[:2], " move, ", *KEYS[5:])
     hints = [html.Kbd(w) if i % 2 else w for i, w in enumerate(words)]
-    return html.Div([
-        html.Div([dcc.Graph(id=ident, figure=figure, config=CONFIG, responsive=True), layer],
-                 className="figure"),
-        html.Div(hints, className="keys"),
-    ])
+    return html.Div(
+        [
+            html.Div(
+                [
+                    dcc.Graph(
+                        id=ident, figure=figure, config=CONFIG, responsive=True, style=tall(figure)
+                    ),
+                    layer,
+                ],
+                className="figure",
+            ),
+            html.Div(hints, className="keys"),
+        ]
+    )
 
 
 def draw(result: Any, var: str, place: Mapping[str, Any], dark: bool) -> Any:
     """The figure of one array at the picked entries, in the theme."""
     entries = figures.selectors_of(result.data)
-    picked = {a: entries[a][int(i)] for a, i in place.items()
-              if a in entries and str(i).isdigit() and int(i) < len(entries[a])}
-    made = figures.figures_of(result.data, tokens=result.tokens, stamp=result.stamp,
-                              selection=picked, only=var, dark=dark)
+    picked = {
+        a: entries[a][int(i)]
+        for a, i in place.items()
+        if a in entries and str(i).isdigit() and int(i) < len(entries[a])
+    }
+    made = figures.figures_of(
+        result.data, tokens=result.tokens, stamp=result.stamp, selection=picked, only=var, dark=dark
+    )
     made[var].update_xaxes(ticklabeloverflow="allow")
     return made[var].update_layout(paper_bgcolor="rgba(0,0,0,0)", plot_bgcolor="rgba(0,0,0,0)")
 
@@ -196,11 +271,16 @@ def draw(result: Any, var: str, place: Mapping[str, Any], dark: bool) -> Any:
 
 
 @callback(
-    Output(part("graph", MATCH), "figure"), Output(part("query", MATCH), "data"),
+    Output(part("graph", MATCH), "figure"),
+    Output(part("graph", MATCH), "style"),
+    Output(part("query", MATCH), "data"),
     Output(part("pick", MATCH, axis=ALL), "style"),
-    Input(part("var", MATCH), "value"), Input(part("pick", MATCH, axis=ALL), "value"),
-    Input(part("tabs", MATCH), "value"), Input("scheme", "data"),
-    State(part("pick", MATCH, axis=ALL), "id"), State(part("tabs", MATCH), "id"),
+    Input(part("var", MATCH), "value"),
+    Input(part("pick", MATCH, axis=ALL), "value"),
+    Input(part("tabs", MATCH), "value"),
+    Input("scheme", "data"),
+    State(part("pick", MATCH, axis=ALL), "id"),
+    State(part("tabs", MATCH), "id"),
     prevent_initial_call=True,
 )
 def redraw(var: str, picks: list[str], tab: str, scheme: str, axes: list[Any], own: Any) -> Any:
@@ -210,12 +290,15 @@ def redraw(var: str, picks: list[str], tab: str, scheme: str, axes: list[Any], o
     query = View(var, tab, {k: v for k, v in place.items() if v}).query()
     used = figures.plan_of(result.data[var]).selectors
     shown = [{} if a["axis"] in used else {"display": "none"} for a in axes]
-    return draw(result, var, place, scheme == "dark"), query_of(**query), shown
+    figure = draw(result, var, place, scheme == "dark")
+    return figure, tall(figure), query_of(**query), shown
 
 
 @callback(
-    Output(part("table", MATCH), "children"), Input(part("tabs", MATCH), "value"),
-    Input(part("var", MATCH), "value"), State(part("tabs", MATCH), "id"),
+    Output(part("table", MATCH), "children"),
+    Input(part("tabs", MATCH), "value"),
+    Input(part("var", MATCH), "value"),
+    State(part("tabs", MATCH), "id"),
 )
 def fill_table(tab: str, var: str, own: Any) -> Any:
     """The table, while it is looked at."""
@@ -229,6 +312,7 @@ def fill_table(tab: str, var: str, own: Any) -> Any:
 
 clientside_callback(
     ClientsideFunction("workbench", "rememberView"),
-    Output(part("kept", MATCH), "children"), Input(part("query", MATCH), "data"),
+    Output(part("kept", MATCH), "children"),
+    Input(part("query", MATCH), "data"),
     prevent_initial_call=True,
 )

@@ -97,7 +97,8 @@ class Guard:
             reference = secrets.token_hex(4)
             LOG.exception("request failed (reference %s)", reference)
             return self.answer(
-                start, "500 Internal Server Error",
+                start,
+                "500 Internal Server Error",
                 f"Something went wrong here (reference {reference}); the log has the details.",
             )
 

@@ -20,23 +20,41 @@ def label_editor(row: Any) -> html.Div:
     """Tags, a note, and a button that keeps them."""
     return html.Div(
         [
-            dmc.TagsInput(label="Tags", value=list(row.tags), id=tag_id("tags", row.id),
-                          description="Enter adds one; the list of runs can be filtered by them",
-                          maxTags=20, w=420),
-            dmc.Textarea(label="Note", value=row.note, id=tag_id("note", row.id), autosize=True,
-                         minRows=2, maxRows=10),
-            html.Div([html.Button("Keep", id=tag_id("keep", row.id), className="button"),
-                      html.Span(id=tag_id("said", row.id), role="status", className="muted")],
-                     className="row"),
+            dmc.TagsInput(
+                label="Tags",
+                value=list(row.tags),
+                id=tag_id("tags", row.id),
+                description="Enter adds one; the list of runs can be filtered by them",
+                maxTags=20,
+                w=420,
+            ),
+            dmc.Textarea(
+                label="Note",
+                value=row.note,
+                id=tag_id("note", row.id),
+                autosize=True,
+                minRows=2,
+                maxRows=10,
+            ),
+            html.Div(
+                [
+                    html.Button("Keep", id=tag_id("keep", row.id), className="button"),
+                    html.Span(id=tag_id("said", row.id), role="status", className="muted"),
+                ],
+                className="row",
+            ),
         ],
         className="stack",
     )
 
 
 @callback(
-    Output(tag_id("said", MATCH), "children"), Input(tag_id("keep", MATCH), "n_clicks"),
-    State(tag_id("tags", MATCH), "value"), State(tag_id("note", MATCH), "value"),
-    State(tag_id("keep", MATCH), "id"), prevent_initial_call=True,
+    Output(tag_id("said", MATCH), "children"),
+    Input(tag_id("keep", MATCH), "n_clicks"),
+    State(tag_id("tags", MATCH), "value"),
+    State(tag_id("note", MATCH), "value"),
+    State(tag_id("keep", MATCH), "id"),
+    prevent_initial_call=True,
 )
 def keep(clicks: int | None, tags: list[str] | None, note: str | None, own: Any) -> Any:
     """Write tags and note to the store."""

@@ -41,8 +41,7 @@ def knobs(row: Any) -> str:
     """The knobs of a run that are not at their defaults, and its site, in one line."""
     named = row.summary.get("knobs")
     kept = {k: v for k, v in row.fields.items() if k == "site" or named is None or k in named}
-    return ", ".join(f"{k.strip('_')} {v}" for k, v in kept.items()
-                     if v not in (None, [], {}, ""))
+    return ", ".join(f"{k.strip('_')} {v}" for k, v in kept.items() if v not in (None, [], {}, ""))
 
 
 def failing(n: int) -> str:
@@ -63,14 +62,20 @@ def run_lines(rows: Sequence[Any]) -> html.Div:
     """A compact table of runs, each a link to its page."""
     head = html.Tr([html.Th("Run"), html.Th("Model and task"), html.Th("When"), html.Th("Trust")])
     body = [
-        html.Tr([
-            html.Td(dcc.Link(bench().method_title(r.method), href=link(f"/run/{r.id}"))),
-            html.Td([r.model, html.Div(r.task, className="faint")]),
-            html.Td(when(r.created), className="num"),
-            html.Td(checks_word(r)),
-        ])
+        html.Tr(
+            [
+                html.Td(dcc.Link(bench().method_title(r.method), href=link(f"/run/{r.id}"))),
+                html.Td([r.model, html.Div(r.task, className="faint")]),
+                html.Td(when(r.created), className="num"),
+                html.Td(checks_word(r)),
+            ]
+        )
         for r in rows
     ]
-    return html.Div(html.Table([html.Thead(head), html.Tbody(body)], className="plain"),
-                    className="card scroll", tabIndex=0, role="region",
-                    **{"aria-label": "runs"})
+    return html.Div(
+        html.Table([html.Thead(head), html.Tbody(body)], className="plain"),
+        className="card scroll",
+        tabIndex=0,
+        role="region",
+        **{"aria-label": "runs"},
+    )

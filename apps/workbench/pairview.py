@@ -26,11 +26,14 @@ def pair_view(model: str, source: dict[str, Any], bos: bool | None) -> list[Any]
     found = bench().check_pair(model, source, bos)
     pairs = found.pairs
     use = link("/patching", model=model, task=found.task)
-    head = html.Div([
-        html.H2(pairs.name), html.Span(f"{len(pairs)} pairs" if len(pairs) > 1 else "1 pair",
-                                       className="pill"),
-        dcc.Link("Patch this", href=use, className="button go"),
-    ], className="row")
+    head = html.Div(
+        [
+            html.H2(pairs.name),
+            html.Span(f"{len(pairs)} pairs" if len(pairs) > 1 else "1 pair", className="pill"),
+            dcc.Link("Patch this", href=use, className="button go"),
+        ],
+        className="row",
+    )
     return [
         html.Section([head, *pair_rows(pairs)], className="card stack"),
         html.Section([html.H2("Can the model do this?"), baseline(found, model)], className="card"),
@@ -45,21 +48,44 @@ def baseline(found: Any, model: str) -> Any:
         return notice("The worker has no method for this.", kind="warn")
     data, pairs = found.said.data, found.pairs
     names = [n for n in data.data_vars if data[n].dims == ("side", "prompt")]
-    lines = [html.Tr([html.Td(str(data[n].attrs.get("long_name") or n)),
-                      *(html.Td(number(float(data[n].sel(side=s).mean())), className="n")
-                        for s in ("clean", "corrupt")),
-                      html.Td(str(data[n].attrs.get("units", "")).replace("1", ""),
-                              className="faint")]) for n in names]
-    head = html.Tr([html.Th("mean over the pairs"), html.Th("clean", className="n"),
-                    html.Th("corrupt", className="n"), html.Th("")])
-    right, wrong = (set(bench().texts(model, getattr(pairs, k)[0]).values())
-                    for k in ("right", "wrong"))
-    sides = [html.Div([html.H3(f"Next token, {side}, pair 1"),
-                       likely(rows[:6], list(right), list(wrong))], className="stack tight")
-             for side, rows in bench().top_tokens(model, data).items()]
-    return html.Div([*(check_line(c) for c in own_checks(found)),
-                     html.Table([html.Thead(head), html.Tbody(lines)], className="plain"),
-                     html.Div(sides, className="halves", style={"marginTop": "12px"})])
+    lines = [
+        html.Tr(
+            [
+                html.Td(str(data[n].attrs.get("long_name") or n)),
+                *(
+                    html.Td(number(float(data[n].sel(side=s).mean())), className="n")
+                    for s in ("clean", "corrupt")
+                ),
+                html.Td(str(data[n].attrs.get("units", "")).replace("1", ""), className="faint"),
+            ]
+        )
+        for n in names
+    ]
+    head = html.Tr(
+        [
+            html.Th("mean over the pairs"),
+            html.Th("clean", className="n"),
+            html.Th("corrupt", className="n"),
+            html.Th(""),
+        ]
+    )
+    right, wrong = (
+        set(bench().texts(model, getattr(pairs, k)[0]).values()) for k in ("right", "wrong")
+    )
+    sides = [
+        html.Div(
+            [html.H3(f"Next token, {side}, pair 1"), likely(rows[:6], list(right), list(wrong))],
+            className="stack tight",
+        )
+        for side, rows in bench().top_tokens(model, data).items()
+    ]
+    return html.Div(
+        [
+            *(check_line(c) for c in own_checks(found)),
+            html.Table([html.Thead(head), html.Tbody(lines)], className="plain"),
+            html.Div(sides, className="halves", style={"marginTop": "12px"}),
+        ]
+    )
 
 
 def own_checks(found: Any) -> list[Any]:
@@ -73,17 +99,28 @@ def pair_checks(pairs: Any) -> list[Any]:
     first = pairs.first_difference()
     lines = [
         ("ok", "Clean and corrupt have equal token lengths in every pair.", "")
-        if not pairs.span_map else
-        ("ok", "Lengths differ; a span map says which positions correspond.", ""),
-        ("ok", "Every pair differs somewhere.", f"first at position {int(first.min())}"
-         + (f" to {int(first.max())}" if first.min() != first.max() else "")),
+        if not pairs.span_map
+        else ("ok", "Lengths differ; a span map says which positions correspond.", ""),
+        (
+            "ok",
+            "Every pair differs somewhere.",
+            f"first at position {int(first.min())}"
+            + (f" to {int(first.max())}" if first.min() != first.max() else ""),
+        ),
         ("ok", "All prompts have the same length, so positions compare between pairs.", "")
-        if aligned else
-        ("said", "Prompts have different lengths.",
-         "Averages over pairs use named slots instead of positions, or take one template only."),
-        ("ok" if pairs.bos else "said", "A beginning-of-sequence token stands in front."
-         if pairs.bos else "No beginning-of-sequence token.",
-         "" if pairs.bos else "Right for models that were trained without one."),
+        if aligned
+        else (
+            "said",
+            "Prompts have different lengths.",
+            "Averages over pairs use named slots instead of positions, or take one template only.",
+        ),
+        (
+            "ok" if pairs.bos else "said",
+            "A beginning-of-sequence token stands in front."
+            if pairs.bos
+            else "No beginning-of-sequence token.",
+            "" if pairs.bos else "Right for models that were trained without one.",
+        ),
     ]
     return [check_row(*line) for line in lines]
 
@@ -91,12 +128,15 @@ def pair_checks(pairs: Any) -> list[Any]:
 def check_row(kind: str, words: str, more: str) -> html.Div:
     """One check as sign, sentence and remedy."""
     sign = {"ok": "✓", "bad": "!", "said": "·"}[kind]
-    return html.Div([html.Span(sign, className="sign", **{"aria-hidden": "true"}),
-                     html.Span(words), html.Span(
-                         {"ok": "holds", "bad": "look here", "said": "note"}[kind],
-                         className="value"),
-                     html.Span(more, className="why") if more else None],
-                    className=f"check {kind}")
+    return html.Div(
+        [
+            html.Span(sign, className="sign", **{"aria-hidden": "true"}),
+            html.Span(words),
+            html.Span({"ok": "holds", "bad": "look here", "said": "note"}[kind], className="value"),
+            html.Span(more, className="why") if more else None,
+        ],
+        className=f"check {kind}",
+    )
 
 
 def others(pairs: Any) -> Any:
@@ -104,7 +144,12 @@ def others(pairs: Any) -> Any:
     if len(pairs) < 2:
         return None
     rows = [html.Div(pair_rows(pairs, i)) for i in range(1, min(len(pairs), MOST_SHOWN))]
-    more = notice(f"{len(pairs) - MOST_SHOWN} more are not shown.") if len(
-        pairs) > MOST_SHOWN else None
-    return html.Details([html.Summary("More pairs of this task"),
-                         html.Div([*rows, more], className="stack")], className="card more")
+    more = (
+        notice(f"{len(pairs) - MOST_SHOWN} more are not shown.")
+        if len(pairs) > MOST_SHOWN
+        else None
+    )
+    return html.Details(
+        [html.Summary("More pairs of this task"), html.Div([*rows, more], className="stack")],
+        className="card more",
+    )

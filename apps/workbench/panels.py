@@ -36,8 +36,11 @@ def trust_pill(checks: Any) -> html.Span:
 def failed_note(failed: list[Any]) -> html.Div:
     """What fails, in one amber box."""
     names = "; ".join(f"{c.title}: {number(c.value)}, {bound(c)}" for c in failed[:3])
-    return notice(f"Not every check holds. {names}.", kind="warn",
-                  remedy="The numbers are shown, but read the trust panel before using them.")
+    return notice(
+        f"Not every check holds. {names}.",
+        kind="warn",
+        remedy="The numbers are shown, but read the trust panel before using them.",
+    )
 
 
 def number(value: float) -> str:
@@ -55,8 +58,11 @@ def bound(check: Any) -> str:
 def check_line(check: Any) -> html.Div:
     """One line of the trust panel."""
     kind, sign, said = (
-        ("said", "·", "stated") if check.tolerance is None else
-        ("ok", "✓", "holds") if check.passed else ("bad", "!", "fails")
+        ("said", "·", "stated")
+        if check.tolerance is None
+        else ("ok", "✓", "holds")
+        if check.passed
+        else ("bad", "!", "fails")
     )
     note = f"{said}. {check.note}" if check.note else f"{said}."
     return html.Div(
@@ -77,8 +83,11 @@ def trust_panel(result: Any) -> html.Div:
     known = result.provenance
     facts = {k: known[k] for k in ("seed", "backend", "device", "dtype", "partition") if k in known}
     return html.Div(
-        [html.Div(lines), html.H3("Needed to repeat it", style={"margin": "16px 0 6px"}),
-         facts_list(facts | dict(known.get("versions") or {}))],
+        [
+            html.Div(lines),
+            html.H3("Needed to repeat it", style={"margin": "16px 0 6px"}),
+            facts_list(facts | dict(known.get("versions") or {})),
+        ],
         style={"maxWidth": "860px"},
     )
 
@@ -89,8 +98,9 @@ def facts_list(facts: Mapping[str, Any]) -> html.Dl:
     for key, value in facts.items():
         if value is None or value == {} or value == []:
             continue
-        text = value if isinstance(value, str) else json.dumps(value, default=str,
-                                                               ensure_ascii=False)
+        text = (
+            value if isinstance(value, str) else json.dumps(value, default=str, ensure_ascii=False)
+        )
         rows += [html.Dt(str(key).replace("_", " ")), html.Dd(str(text)[:2000])]
     return html.Dl(rows, className="facts")
 
@@ -101,27 +111,44 @@ def provenance_panel(result: Any, run: str) -> html.Div:
     task = {k: v for k, v in (spec.get("task") or {}).items() if k != "inline"}
     blocks = {
         "Run": {"run": run, "spec hash": result.spec_hash},
-        "Model": spec.get("model") or {}, "Task": task,
-        "Method": {"method": spec["method"], "version": spec.get("version"),
-                   **(spec.get("fields") or {})},
+        "Model": spec.get("model") or {},
+        "Task": task,
+        "Method": {
+            "method": spec["method"],
+            "version": spec.get("version"),
+            **(spec.get("fields") or {}),
+        },
         "How it was measured": {k: v for k, v in result.provenance.items() if k != "versions"},
     }
-    return html.Div([html.Div([html.H3(k, style={"margin": "10px 0 4px"}), facts_list(v)])
-                     for k, v in blocks.items()])
+    return html.Div(
+        [
+            html.Div([html.H3(k, style={"margin": "10px 0 4px"}), facts_list(v)])
+            for k, v in blocks.items()
+        ]
+    )
 
 
 def export_panel(result: Any, run: str) -> html.Div:
     """Files to take away, and the same run as Python, command and notebook."""
-    files = {"csv": "CSV", "json": "JSON", "nc": "netCDF (.nc)", "html": "HTML report",
-             "ipynb": "Notebook"}
-    links = [html.A(words, href=link(f"/export/{run}.{kind}"), className="button", download="")
-             for kind, words in files.items()]
+    files = {
+        "csv": "CSV",
+        "json": "JSON",
+        "nc": "netCDF (.nc)",
+        "html": "HTML report",
+        "ipynb": "Notebook",
+    }
+    links = [
+        html.A(words, href=link(f"/export/{run}.{kind}"), className="button", download="")
+        for kind, words in files.items()
+    ]
     return html.Div(
         [
             html.Div(links, className="row"),
             html.P("Pictures: the camera over the figure saves an SVG.", className="faint"),
-            html.H3("Python"), copyable(result.to_python(), part("python", run)),
-            html.H3("Command"), copyable(result.to_command(), part("command", run)),
+            html.H3("Python"),
+            copyable(result.to_python(), part("python", run)),
+            html.H3("Command"),
+            copyable(result.to_command(), part("command", run)),
         ],
         className="stack",
     )
@@ -145,17 +172,28 @@ def table(result: Any, var: str | None = None) -> html.Div:
         return html.Div(notice("There is no array in this result."))
     var = var if var in names else names[0]
     cells = int(result.data[var].size)
-    made = figures.table_of(result.data, var, tokens=result.tokens, limit=MOST_ROWS,
-                            largest_first=cells > MOST_ROWS)
+    made = figures.table_of(
+        result.data, var, tokens=result.tokens, limit=MOST_ROWS, largest_first=cells > MOST_ROWS
+    )
     keys = [f"c{i}" for i in range(len(made.columns))]
     rows = [{k: tidy(v) for k, v in zip(keys, row, strict=True)} for row in made.rows]
-    columns = [{"field": k, "headerName": name, "type": "numericColumn"
-                if rows and isinstance(rows[0][k], (int, float)) else None}
-               for k, name in zip(keys, made.columns, strict=True)]
-    cut = f" The {len(rows)} largest of {made.total}; the CSV has all." if made.total > len(
-        rows) else ""
-    return html.Div([html.P(f"{made.title}, a row a cell.{cut}", className="faint"),
-                     rows_grid(rows, columns)], className="stack tight")
+    columns = [
+        {
+            "field": k,
+            "headerName": name,
+            "type": "numericColumn" if rows and isinstance(rows[0][k], (int, float)) else None,
+        }
+        for k, name in zip(keys, made.columns, strict=True)
+    ]
+    cut = (
+        f" The {len(rows)} largest of {made.total}; the CSV has all."
+        if made.total > len(rows)
+        else ""
+    )
+    return html.Div(
+        [html.P(f"{made.title}, a row a cell.{cut}", className="faint"), rows_grid(rows, columns)],
+        className="stack tight",
+    )
 
 
 def tidy(value: Any) -> Any:
@@ -165,26 +203,43 @@ def tidy(value: Any) -> Any:
     return value
 
 
-GRID_THEME = {"function": """themeQuartz.withParams({
+GRID_THEME = {
+    "function": """themeQuartz.withParams({
   backgroundColor: 'var(--card)', foregroundColor: 'var(--ink)', borderColor: 'var(--line)',
   headerBackgroundColor: 'var(--sunk)', headerTextColor: 'var(--ink-2)', fontSize: 13,
   fontFamily: 'var(--font)', accentColor: 'var(--accent)', rowHoverColor: 'var(--accent-soft)',
   selectedRowBackgroundColor: 'var(--accent-soft)', oddRowBackgroundColor: 'var(--card)',
   browserColorScheme: 'inherit', rowHeight: 34, headerHeight: 36, wrapperBorderRadius: 6,
   menuBackgroundColor: 'var(--card)', inputBackgroundColor: 'var(--card)',
-  inputTextColor: 'var(--ink)', checkboxUncheckedBackgroundColor: 'var(--card)'})"""}
+  inputTextColor: 'var(--ink)', checkboxUncheckedBackgroundColor: 'var(--card)'})"""
+}
 """AG Grid's theme in the page's own colours; parsed by the component, never evaluated."""
 
 
 def rows_grid(rows: list[dict[str, Any]], columns: list[dict[str, Any]], **more: Any) -> Any:
     """An AG Grid in the page's looks; cells are plain text."""
-    options = {"pagination": len(rows) > 50, "paginationPageSize": 50, "theme": GRID_THEME,
-               "paginationPageSizeSelector": False, "ensureDomOrder": True,
-               "suppressColumnVirtualisation": True, **more.pop("options", {})}
+    options = {
+        "pagination": len(rows) > 50,
+        "paginationPageSize": 50,
+        "theme": GRID_THEME,
+        "paginationPageSizeSelector": False,
+        "ensureDomOrder": True,
+        "suppressColumnVirtualisation": True,
+        **more.pop("options", {}),
+    }
     height = f"{min(520, 60 + 34 * max(len(rows), 3) + (46 if len(rows) > 50 else 0))}px"
     return dag.AgGrid(
-        rowData=rows, columnDefs=columns,
-        defaultColDef={"sortable": True, "resizable": True, "minWidth": 90, "flex": 1,
-                       "filter": more.pop("filter", True)},
-        dashGridOptions=options, className="", style={"height": height, "width": "100%"}, **more,
+        rowData=rows,
+        columnDefs=columns,
+        defaultColDef={
+            "sortable": True,
+            "resizable": True,
+            "minWidth": 90,
+            "flex": 1,
+            "filter": more.pop("filter", True),
+        },
+        dashGridOptions=options,
+        className="",
+        style={"height": height, "width": "100%"},
+        **more,
     )

@@ -83,15 +83,25 @@ def runs(page: Any, url: str) -> None:
 
 
 SHOTS: dict[str, tuple[Callable[[Any, str], None], bool]] = {
-    "home": (home, True), "models": (models, True), "pair": (pair, True),
-    "patching": (patching, True), "cell": (cell, False), "head": (head, True),
-    "trust": (trust, True), "runs": (runs, False),
+    "home": (home, True),
+    "models": (models, True),
+    "pair": (pair, True),
+    "patching": (patching, True),
+    "cell": (cell, False),
+    "head": (head, True),
+    "trust": (trust, True),
+    "runs": (runs, False),
 }
 """Name -> how to get there, and whether the whole page is taken."""
 
 
-def take(out: Path, url: str, browser_path: str, themes: Sequence[str] = ("light", "dark"),
-         names: Sequence[str] = tuple(SHOTS)) -> list[Path]:
+def take(
+    out: Path,
+    url: str,
+    browser_path: str,
+    themes: Sequence[str] = ("light", "dark"),
+    names: Sequence[str] = tuple(SHOTS),
+) -> list[Path]:
     """Take the pictures; the light ones by name, the dark ones as ``name-dark.png``."""
     from playwright.sync_api import sync_playwright
 
@@ -99,8 +109,9 @@ def take(out: Path, url: str, browser_path: str, themes: Sequence[str] = ("light
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=browser_path, args=["--no-sandbox"])
         for theme in themes:
-            page = browser.new_context(viewport=SIZE, color_scheme=theme,
-                                       reduced_motion="reduce").new_page()
+            page = browser.new_context(
+                viewport=SIZE, color_scheme=theme, reduced_motion="reduce"
+            ).new_page()
             page.set_default_timeout(90_000)
             for name in names:
                 go, whole = SHOTS[name]
@@ -108,8 +119,14 @@ def take(out: Path, url: str, browser_path: str, themes: Sequence[str] = ("light
                 page.wait_for_timeout(900)
                 path = out / f"{name}{'' if theme == 'light' else '-dark'}.png"
                 if whole:
-                    page.set_viewport_size(SIZE | {"height": page.evaluate(
-                        "() => Math.min(2200, document.documentElement.scrollHeight)")})
+                    page.set_viewport_size(
+                        SIZE
+                        | {
+                            "height": page.evaluate(
+                                "() => Math.min(2200, document.documentElement.scrollHeight)"
+                            )
+                        }
+                    )
                     page.wait_for_timeout(300)
                 page.screenshot(path=path)
                 page.set_viewport_size(SIZE)
@@ -120,8 +137,10 @@ def take(out: Path, url: str, browser_path: str, themes: Sequence[str] = ("light
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Start, take, stop; the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m apps.workbench.screenshots",
-                                     description="Take the pictures of the docs again.")
+    parser = argparse.ArgumentParser(
+        prog="python -m apps.workbench.screenshots",
+        description="Take the pictures of the docs again.",
+    )
     parser.add_argument("out", type=Path, help="the folder they go to")
     parser.add_argument("--only", action="append", choices=list(SHOTS), help="this one alone")
     options = parser.parse_args(argv)
@@ -137,8 +156,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         bench.start_worker()
         bench.welcome()
         try:
-            for path in take(options.out, f"http://127.0.0.1:{server.server_port}/", browser,
-                             names=options.only or tuple(SHOTS)):
+            for path in take(
+                options.out,
+                f"http://127.0.0.1:{server.server_port}/",
+                browser,
+                names=options.only or tuple(SHOTS),
+            ):
                 sys.stdout.write(f"{path}\n")
         finally:
             bench.stop()

@@ -49,14 +49,26 @@ def make_app(
     hosts = tuple(hosts)
     server = Flask("apps.workbench")
     server.config.update(
-        BENCH=bench, PREFIX=prefix, MAX_CONTENT_LENGTH=MAX_BODY, PROPAGATE_EXCEPTIONS=False,
+        BENCH=bench,
+        PREFIX=prefix,
+        MAX_CONTENT_LENGTH=MAX_BODY,
+        PROPAGATE_EXCEPTIONS=False,
         TRUSTED_HOSTS=[*LOOPBACK, *(split_host(h)[0] for h in hosts)],
     )
     app = dash.Dash(
-        "apps.workbench", server=server, use_pages=True, url_base_pathname=prefix,
-        suppress_callback_exceptions=True, include_pages_meta=False, serve_locally=True,
-        title="interp", update_title="", index_string=INDEX, on_error=show_error,
-        enable_mcp=False, add_log_handler=False,
+        "apps.workbench",
+        server=server,
+        use_pages=True,
+        url_base_pathname=prefix,
+        suppress_callback_exceptions=True,
+        include_pages_meta=False,
+        serve_locally=True,
+        title="interp",
+        update_title="",
+        index_string=INDEX,
+        on_error=show_error,
+        enable_mcp=False,
+        add_log_handler=False,
         meta_tags=[{"name": "viewport", "content": "width=device-width, initial-scale=1"}],
     )
     app.layout = lambda: shell(prefix)
@@ -105,5 +117,3 @@ class Quiet(WSGIRequestHandler):
 def serve(app: Guard, host: str, port: int) -> Any:
     """A threaded server that is ready to ``serve_forever``; port 0 takes a free one."""
     return make_server(host, port, app, threaded=True, request_handler=Quiet)
-
-

@@ -13,15 +13,33 @@ from apps.workbench.frame import dark_now
 from apps.workbench.tell import link
 
 PLACES = (
-    ("/", "Home"), ("/models", "Models"), ("/pair", "Pair builder"), ("/patching", "Patching"),
-    ("/head", "Head"), ("/runs", "Runs & jobs"),
+    ("/", "Home"),
+    ("/models", "Models"),
+    ("/pair", "Pair builder"),
+    ("/patching", "Patching"),
+    ("/head", "Head"),
+    ("/runs", "Runs & jobs"),
 )
 THEME = {
-    "fontFamily": "var(--font)", "fontFamilyMonospace": "var(--mono)", "primaryColor": "ink",
-    "primaryShade": {"light": 7, "dark": 5}, "defaultRadius": 6, "cursorType": "pointer",
+    "fontFamily": "var(--font)",
+    "fontFamilyMonospace": "var(--mono)",
+    "primaryColor": "ink",
+    "primaryShade": {"light": 7, "dark": 5},
+    "defaultRadius": 6,
+    "cursorType": "pointer",
     "colors": {
-        "ink": ["#eef5fb", "#dcebf7", "#b9d6ee", "#93c0e5", "#6db3ee", "#4a97d6", "#2f7cc0",
-                "#1c5d99", "#174e82", "#103a62"],
+        "ink": [
+            "#eef5fb",
+            "#dcebf7",
+            "#b9d6ee",
+            "#93c0e5",
+            "#6db3ee",
+            "#4a97d6",
+            "#2f7cc0",
+            "#1c5d99",
+            "#174e82",
+            "#103a62",
+        ],
     },
 }
 
@@ -36,8 +54,11 @@ def rail(prefix: str) -> html.Nav:
     """The links to the pages and methods, the worker's state and the theme switch."""
     return html.Nav(
         [
-            dcc.Link([mark(), html.Span([html.B("interp"), html.Small("patch, look, check")])],
-                     href=prefix, className="brand"),
+            dcc.Link(
+                [mark(), html.Span([html.B("interp"), html.Small("patch, look, check")])],
+                href=prefix,
+                className="brand",
+            ),
             *(place(prefix.rstrip("/") + path, name) for path, name in PLACES),
             html.H2("Methods"),
             html.Div(id="rail-methods", className="stack", style={"gap": "2px"}),
@@ -45,14 +66,20 @@ def rail(prefix: str) -> html.Nav:
                 [
                     html.Span(id="worker", className="worker", role="status"),
                     dmc.ColorSchemeToggle(
-                        lightIcon=html.Span("☀"), darkIcon=html.Span("☾"), variant="subtle",
-                        color="gray", size="md", id="theme",
-                        **{"aria-label": "Switch between light and dark"}),
+                        lightIcon=html.Span("☀"),
+                        darkIcon=html.Span("☾"),
+                        variant="subtle",
+                        color="gray",
+                        size="md",
+                        id="theme",
+                        **{"aria-label": "Switch between light and dark"},
+                    ),
                 ],
                 className="foot",
             ),
         ],
-        className="rail", **{"aria-label": "Workbench"},
+        className="rail",
+        **{"aria-label": "Workbench"},
     )
 
 
@@ -79,13 +106,15 @@ def shell(prefix: str) -> Any:
             dcc.Store(id="scheme", data="dark" if dark_now() else "light"),
             dcc.Interval(id="pulse", interval=5000),
         ],
-        theme=THEME, defaultColorScheme="auto",
+        theme=THEME,
+        defaultColorScheme="auto",
     )
 
 
 clientside_callback(
     ClientsideFunction("workbench", "arrived"),
-    Output("here", "children"), Input("_pages_location", "pathname"),
+    Output("here", "children"),
+    Input("_pages_location", "pathname"),
     Input("rail-methods", "children"),
 )
 

@@ -34,18 +34,42 @@ def parser() -> argparse.ArgumentParser:
     p = argparse.ArgumentParser(prog="interp app", description="The workbench in a browser.")
     p.add_argument("--host", default="127.0.0.1", help="address to bind (default: loopback)")
     p.add_argument("--port", type=int, default=PORT, help=f"port (default {PORT}; 0 takes a free)")
-    p.add_argument("--models", action="append", default=[], metavar="DIR", type=Path,
-                   help="a folder whose model folders are offered; may be given again")
-    p.add_argument("--token", nargs="?", const="", default=None,
-                   help="ask for a token; without a value one is made and printed once")
-    p.add_argument("--allow-host", action="append", default=[], metavar="NAME",
-                   help="a further host name to answer to, behind a proxy; may be given again")
+    p.add_argument(
+        "--models",
+        action="append",
+        default=[],
+        metavar="DIR",
+        type=Path,
+        help="a folder whose model folders are offered; may be given again",
+    )
+    p.add_argument(
+        "--token",
+        nargs="?",
+        const="",
+        default=None,
+        help="ask for a token; without a value one is made and printed once",
+    )
+    p.add_argument(
+        "--allow-host",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="a further host name to answer to, behind a proxy; may be given again",
+    )
     p.add_argument("--prefix", default="/", help="path to serve under, as /workbench/")
-    p.add_argument("--store", type=Path, default=None, metavar="DIR",
-                   help="where runs are kept (default: $INTERP_HOME or ~/.local/share/interp)")
+    p.add_argument(
+        "--store",
+        type=Path,
+        default=None,
+        metavar="DIR",
+        help="where runs are kept (default: $INTERP_HOME or ~/.local/share/interp)",
+    )
     p.add_argument("--no-browser", action="store_true", help="do not open a browser")
-    p.add_argument("--no-worker", action="store_true",
-                   help="do not start a worker (one is already running on this store)")
+    p.add_argument(
+        "--no-worker",
+        action="store_true",
+        help="do not start a worker (one is already running on this store)",
+    )
     return p
 
 
@@ -84,9 +108,7 @@ def clean_prefix(text: str) -> str:
     """
     parts = [p for p in text.strip().split("/") if p]
     if any(not all(c.isalnum() or c in "-_.~@" for c in p) or set(p) == {"."} for p in parts):
-        raise OptionError(
-            f"The prefix {text!r} is no path.", remedy="Write it as /workbench/."
-        )
+        raise OptionError(f"The prefix {text!r} is no path.", remedy="Write it as /workbench/.")
     return "/" + "".join(f"{p}/" for p in parts)
 
 
@@ -100,8 +122,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stderr.write(f"interp app: {error}\n")
         return error.exit_code
     except OSError as error:
-        sys.stderr.write(f"interp app: cannot serve on {options.host}:{options.port}: "
-                         f"{error.strerror}. Try --port 0 for a free one.\n")
+        sys.stderr.write(
+            f"interp app: cannot serve on {options.host}:{options.port}: "
+            f"{error.strerror}. Try --port 0 for a free one.\n"
+        )
         return 1
     except KeyboardInterrupt:
         return 130
@@ -116,8 +140,7 @@ def run(options: argparse.Namespace) -> int:
         hosts.append(options.host)
     bench = Bench(interp.Store(options.store), roots=tuple(options.models))
     signal.signal(signal.SIGTERM, stopped)
-    app = make_app(bench, prefix=prefix, hosts=hosts, token=token,
-                   cookie=f"interp_{options.port}")
+    app = make_app(bench, prefix=prefix, hosts=hosts, token=token, cookie=f"interp_{options.port}")
     server = serve(app, options.host, options.port)
     try:
         if not options.no_worker:

@@ -41,7 +41,9 @@ def tell(error: BaseException) -> html.Div:
     reference = secrets.token_hex(4)
     LOG.error("page failed (reference %s)", reference, exc_info=error)
     return notice(
-        f"Something went wrong here (reference {reference}).", kind="bad", role="alert",
+        f"Something went wrong here (reference {reference}).",
+        kind="bad",
+        role="alert",
         remedy="The log of the workbench has the details; the other pages go on working.",
     )
 
@@ -50,8 +52,13 @@ def empty(title: str, text: str, *actions: Any) -> html.Div:
     """What stands where nothing is yet."""
     body = [html.H3(title), html.P(text)]
     if actions:
-        body.append(html.Div(list(actions), className="row", style={"justifyContent": "center",
-                                                                    "marginTop": "12px"}))
+        body.append(
+            html.Div(
+                list(actions),
+                className="row",
+                style={"justifyContent": "center", "marginTop": "12px"},
+            )
+        )
     return html.Div(body, className="empty")
 
 
@@ -75,8 +82,12 @@ def shown(layout: Callable[..., Any]) -> Callable[..., Any]:
         try:
             return layout(**{**query, **named_in_path()})
         except Exception as error:  # the page must come up whatever the link says
-            return page("This page could not be shown", "", tell(error),
-                        dcc.Link("Back to the first page", href=link("/"), className="button"))
+            return page(
+                "This page could not be shown",
+                "",
+                tell(error),
+                dcc.Link("Back to the first page", href=link("/"), className="button"),
+            )
 
     return safe
 

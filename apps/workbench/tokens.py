@@ -29,7 +29,10 @@ def token(text: str, kind: str = "", title: str = "") -> html.Span:
 
 
 def token_rows(
-    clean: Sequence[str], corrupt: Sequence[str], *, bos: bool = False,
+    clean: Sequence[str],
+    corrupt: Sequence[str],
+    *,
+    bos: bool = False,
     same: Sequence[bool] | None = None,
 ) -> html.Div:
     """The two prompts of a pair, one above the other, their differences marked.
@@ -42,10 +45,10 @@ def token_rows(
     """
     width = max(len(clean), len(corrupt))
     if same is None:
-        same = [i < len(clean) and i < len(corrupt) and clean[i] == corrupt[i]
-                for i in range(width)]
-    head = html.Tr([html.Th("position"), *(html.Td(str(i), className="pos")
-                                           for i in range(width))])
+        same = [
+            i < len(clean) and i < len(corrupt) and clean[i] == corrupt[i] for i in range(width)
+        ]
+    head = html.Tr([html.Th("position"), *(html.Td(str(i), className="pos") for i in range(width))])
     rows = [head]
     for name, texts in (("clean", clean), ("corrupt", corrupt)):
         cells = []
@@ -59,28 +62,39 @@ def token_rows(
     apart = sum(not s for s in same)
     caption = f"{len(clean)} and {len(corrupt)} tokens, {apart} of them different"
     table = html.Table([html.Caption(caption, className="sr-only"), html.Tbody(rows)])
-    return html.Div(table, className="tokens", tabIndex=0, role="group",
-                    **{"aria-label": f"Aligned tokens: {caption}"})
+    return html.Div(
+        table,
+        className="tokens",
+        tabIndex=0,
+        role="group",
+        **{"aria-label": f"Aligned tokens: {caption}"},
+    )
 
 
 def likely(
-    rows: Sequence[tuple[str, float]], right: Sequence[str] = (), wrong: Sequence[str] = (),
+    rows: Sequence[tuple[str, float]],
+    right: Sequence[str] = (),
+    wrong: Sequence[str] = (),
 ) -> html.Div:
     """Likely next tokens with their probabilities as bars; right and wrong answers marked."""
     bars = []
     for text, prob in rows:
         mark = "right" if text in right else "wrong" if text in wrong else ""
         said = f" {mark}" if mark else ""
-        bars.append(html.Div(
-            [
-                token(text), html.Div(html.Div(className="fill",
-                                               style={"width": f"{100 * prob:.1f}%"}),
-                                      className="track"),
-                html.Span(f"{100 * prob:.1f} %", className="v"),
-                html.Span(said, className="faint"),
-            ],
-            className=f"bar {mark}".strip(),
-        ))
+        bars.append(
+            html.Div(
+                [
+                    token(text),
+                    html.Div(
+                        html.Div(className="fill", style={"width": f"{100 * prob:.1f}%"}),
+                        className="track",
+                    ),
+                    html.Span(f"{100 * prob:.1f} %", className="v"),
+                    html.Span(said, className="faint"),
+                ],
+                className=f"bar {mark}".strip(),
+            )
+        )
     return html.Div(bars, className="stack tight")
 
 

@@ -13,8 +13,22 @@ from typing import Any
 
 VERSION = 1
 TABS = ("figure", "table", "trust", "provenance", "export")
-PLACES = ("layer", "head", "kv_head", "position", "prompt", "query", "key", "neuron", "metric",
-          "side", "slot", "kl_direction", "row", "col")
+PLACES = (
+    "layer",
+    "head",
+    "kv_head",
+    "position",
+    "prompt",
+    "query",
+    "key",
+    "neuron",
+    "metric",
+    "side",
+    "slot",
+    "kl_direction",
+    "row",
+    "col",
+)
 LONGEST = 300
 
 
@@ -71,8 +85,12 @@ def read_view(query: Mapping[str, Any], known: Any = None) -> tuple[View, list[s
 def _entry(key: str, text: str, known: Any) -> int | str | None:
     if re.fullmatch(r"\d{1,6}", text):
         entry: int | str = int(text)
-    elif re.fullmatch(r"[A-Za-z_][\w-]{0,40}", text) and key in ("metric", "side", "slot",
-                                                                  "kl_direction"):
+    elif re.fullmatch(r"[A-Za-z_][\w-]{0,40}", text) and key in (
+        "metric",
+        "side",
+        "slot",
+        "kl_direction",
+    ):
         return text
     else:
         return None

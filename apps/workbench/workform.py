@@ -39,8 +39,14 @@ def work_id(kind: str, method: str) -> dict[str, str]:
     return {"type": f"work-{kind}", "method": method}
 
 
-def work(method: str, *, model: str = "", task: str = "", job: str = "",
-         values: dict[str, Any] | None = None) -> html.Div:
+def work(
+    method: str,
+    *,
+    model: str = "",
+    task: str = "",
+    job: str = "",
+    values: dict[str, Any] | None = None,
+) -> html.Div:
     """The form on the left, what it gives on the right.
 
     Args:
@@ -52,28 +58,51 @@ def work(method: str, *, model: str = "", task: str = "", job: str = "",
     """
     entry = bench().method(method)
     if entry is None:
-        return empty("The methods are not there yet",
-                     "The worker publishes them when it starts; this page fills then.")
+        return empty(
+            "The methods are not there yet",
+            "The worker publishes them when it starts; this page fills then.",
+        )
     left = html.Form(
         [
             html.Div(model_picker_of(method, model)),
             task_picker(method, entry, task),
-            html.Div(form_of(method, forms.fields_of(entry["schema"]), values),
-                     id=work_id("fields", method)),
+            html.Div(
+                form_of(method, forms.fields_of(entry["schema"]), values),
+                id=work_id("fields", method),
+            ),
             html.Div(id=work_id("sentence", method)),
             html.Div(id=work_id("estimate", method), role="status"),
-            html.Div([html.Button("Run", id=work_id("run", method), className="button go",
-                                  type="button")], className="row"),
+            html.Div(
+                [
+                    html.Button(
+                        "Run", id=work_id("run", method), className="button go", type="button"
+                    )
+                ],
+                className="row",
+            ),
             html.Div(id=work_id("said", method)),
         ],
-        className="card stack", **{"aria-label": "What to run"},
+        className="card stack",
+        **{"aria-label": "What to run"},
     )
-    shown = live(job) if job else empty(
-        "Nothing run yet", "Choose on the left, read the estimate, and press Run. The grid fills "
-        "while it is measured, and can be cancelled at any time.")
-    return html.Div([left, html.Div(shown, id=work_id("out", method), className="stack work-out"),
-                     dcc.Store(id=work_id("kept", method)),
-                     html.Div(id=work_id("memo", method), hidden=True)], className="two")
+    shown = (
+        live(job)
+        if job
+        else empty(
+            "Nothing run yet",
+            "Choose on the left, read the estimate, and press Run. The grid fills "
+            "while it is measured, and can be cancelled at any time.",
+        )
+    )
+    return html.Div(
+        [
+            left,
+            html.Div(shown, id=work_id("out", method), className="stack work-out"),
+            dcc.Store(id=work_id("kept", method)),
+            html.Div(id=work_id("memo", method), hidden=True),
+        ],
+        className="two",
+    )
 
 
 def model_picker_of(method: str, model: str) -> list[Any]:
@@ -81,8 +110,9 @@ def model_picker_of(method: str, model: str) -> list[Any]:
     pick: Any = model_picker(method, model)
     pick.id = work_id("model", method)
     machine: Any = machine_picker(method)
-    for control, kind in zip(machine.children[1].children, ("backend", "dtype", "device"),
-                             strict=True):
+    for control, kind in zip(
+        machine.children[1].children, ("backend", "dtype", "device"), strict=True
+    ):
         control.id = work_id(kind, method)
     return [pick, machine]
 
@@ -96,10 +126,21 @@ def task_picker(method: str, entry: dict[str, Any], task: str) -> html.Div:
     value = task or (options[0]["value"] if options else None)
     more = dcc.Link("Build a pair of your own", href=link("/pair"), className="faint")
     if not options:
-        more = notice("This method takes no task." if "none" in (entry.get("accepts") or ())
-                      else "No task of this kind is here yet.")
-    pick = dmc.Select(label="Task", data=options, value=value, id=work_id("task", method),
-                      searchable=True, size="sm", allowDeselect=False, disabled=not options)
+        more = notice(
+            "This method takes no task."
+            if "none" in (entry.get("accepts") or ())
+            else "No task of this kind is here yet."
+        )
+    pick = dmc.Select(
+        label="Task",
+        data=options,
+        value=value,
+        id=work_id("task", method),
+        searchable=True,
+        size="sm",
+        allowDeselect=False,
+        disabled=not options,
+    )
     return html.Div([pick, more], className="stack tight")
 
 
@@ -119,17 +160,22 @@ KNOBS = control_id(MATCH, ALL)
 
 
 @callback(
-    Output(work_id("sentence", MATCH), "children"), Output(work_id("estimate", MATCH), "children"),
-    Input(work_id("model", MATCH), "value"), Input(work_id("task", MATCH), "value"),
-    Input(KNOBS, "value"), Input(KNOBS, "checked"), State(KNOBS, "id"),
+    Output(work_id("sentence", MATCH), "children"),
+    Output(work_id("estimate", MATCH), "children"),
+    Input(work_id("model", MATCH), "value"),
+    Input(work_id("task", MATCH), "value"),
+    Input(KNOBS, "value"),
+    Input(KNOBS, "checked"),
+    State(KNOBS, "id"),
     State(work_id("model", MATCH), "id"),
 )
 def foresee(model: str, task: str, values: Any, flags: Any, ids: Any, own: Any) -> Any:
     """The direction in words, and what the run will cost, before it is started."""
     read = asked(own["method"], ids, values, flags)
     now = typed(ids, values, flags)
-    sentence = direction_sentence(now["direction"], now.get("with_")) if "direction" in now \
-        else None
+    sentence = (
+        direction_sentence(now["direction"], now.get("with_")) if "direction" in now else None
+    )
     if read.errors:
         return sentence, notice("; ".join(read.errors.values()), kind="warn")
     try:
@@ -142,12 +188,17 @@ def foresee(model: str, task: str, values: Any, flags: Any, ids: Any, own: Any) 
 def estimate_line(found: dict[str, Any]) -> Any:
     """Cells, memory and time in one line, or why the run is refused."""
     if not found.get("known"):
-        return html.P("This method does not know its cost beforehand; it can be cancelled at any "
-                      "time.", className="faint")
+        return html.P(
+            "This method does not know its cost beforehand; it can be cancelled at any time.",
+            className="faint",
+        )
     if found.get("refused"):
         return notice(str(found["refused"]), kind="bad", remedy=str(found.get("remedy") or ""))
-    parts = [html.Div([html.B(words(found[key])), html.Span(name)])
-             for key, name, words in COSTS if found.get(key) is not None]
+    parts = [
+        html.Div([html.B(words(found[key])), html.Span(name)])
+        for key, name, words in COSTS
+        if found.get(key) is not None
+    ]
     return html.Div(parts, className="figures", role="group", **{"aria-label": "estimate"})
 
 
@@ -159,23 +210,43 @@ def seconds(value: float) -> str:
 
 
 COSTS: tuple[tuple[str, str, Callable[[Any], str]], ...] = (
-    ("cells", "cells", lambda v: f"{v:,.0f}"), ("prompts", "pairs", lambda v: f"{v:,.0f}"),
-    ("rows", "patched runs", lambda v: f"{v:,.0f}"), ("bytes", "memory", size),
+    ("cells", "cells", lambda v: f"{v:,.0f}"),
+    ("prompts", "pairs", lambda v: f"{v:,.0f}"),
+    ("rows", "patched runs", lambda v: f"{v:,.0f}"),
+    ("bytes", "memory", size),
     ("seconds", "time", seconds),
 )
 
 
 @callback(
-    Output(work_id("out", MATCH), "children"), Output(work_id("said", MATCH), "children"),
-    Output(work_id("fields", MATCH), "children"), Output(work_id("kept", MATCH), "data"),
+    Output(work_id("out", MATCH), "children"),
+    Output(work_id("said", MATCH), "children"),
+    Output(work_id("fields", MATCH), "children"),
+    Output(work_id("kept", MATCH), "data"),
     Input(work_id("run", MATCH), "n_clicks"),
-    State(work_id("model", MATCH), "value"), State(work_id("task", MATCH), "value"),
-    State(work_id("backend", MATCH), "value"), State(work_id("dtype", MATCH), "value"),
-    State(work_id("device", MATCH), "value"), State(KNOBS, "value"), State(KNOBS, "checked"),
-    State(KNOBS, "id"), State(work_id("run", MATCH), "id"), prevent_initial_call=True,
+    State(work_id("model", MATCH), "value"),
+    State(work_id("task", MATCH), "value"),
+    State(work_id("backend", MATCH), "value"),
+    State(work_id("dtype", MATCH), "value"),
+    State(work_id("device", MATCH), "value"),
+    State(KNOBS, "value"),
+    State(KNOBS, "checked"),
+    State(KNOBS, "id"),
+    State(work_id("run", MATCH), "id"),
+    prevent_initial_call=True,
 )
-def start(clicks: Any, model: str, task: str, backend: str, dtype: str, device: str, values: Any,
-          flags: Any, ids: Any, own: Any) -> Any:
+def start(
+    clicks: Any,
+    model: str,
+    task: str,
+    backend: str,
+    dtype: str,
+    device: str,
+    values: Any,
+    flags: Any,
+    ids: Any,
+    own: Any,
+) -> Any:
     """Submit the run and follow it, or say under each field what does not fit."""
     if not clicks:
         return (no_update,) * 4
@@ -183,8 +254,12 @@ def start(clicks: Any, model: str, task: str, backend: str, dtype: str, device: 
     fields = forms.fields_of((bench().method(method) or {}).get("schema", {}))
     form = form_of(method, fields, typed(ids, values, flags), read.errors)
     if read.errors:
-        return no_update, notice("Some values do not fit; see the form.", kind="warn"), form, \
-            no_update
+        return (
+            no_update,
+            notice("Some values do not fit; see the form.", kind="warn"),
+            form,
+            no_update,
+        )
     try:
         job = bench().submit(method, read.values, model, task, machine_of(backend, dtype, device))
     except Exception as error:  # told where the person looks
@@ -195,6 +270,7 @@ def start(clicks: Any, model: str, task: str, backend: str, dtype: str, device: 
 
 clientside_callback(
     ClientsideFunction("workbench", "rememberJob"),
-    Output(work_id("memo", MATCH), "children"), Input(work_id("kept", MATCH), "data"),
+    Output(work_id("memo", MATCH), "children"),
+    Input(work_id("kept", MATCH), "data"),
     prevent_initial_call=True,
 )

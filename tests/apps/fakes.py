@@ -17,19 +17,46 @@ from interp.results import Result
 from interp.store import Record, Store
 from interp.terms import Check, PromptPairs, UsageError, task_to_json
 
-HOSTILE = ("</script><img src=x onerror=window.__pwn=1>", "<s>", "&lt;", "%{z}", "\u202eevil",
-           "\n", "a", "a", "", "<b>x</b>", "$$x$$", "\x07")
-WORDS = ("When", " Mary", " and", " John", " went", " to", " the", " store", ",", " John", " gave",
-         " a", " drink", " to")
+HOSTILE = (
+    "</script><img src=x onerror=window.__pwn=1>",
+    "<s>",
+    "&lt;",
+    "%{z}",
+    "\u202eevil",
+    "\n",
+    "a",
+    "a",
+    "",
+    "<b>x</b>",
+    "$$x$$",
+    "\x07",
+)
+WORDS = (
+    "When",
+    " Mary",
+    " and",
+    " John",
+    " went",
+    " to",
+    " the",
+    " store",
+    ",",
+    " John",
+    " gave",
+    " a",
+    " drink",
+    " to",
+)
 
 
-def dataset(words: tuple[str, ...] = WORDS, *, layers: int = 4, prompts: int = 6,
-            seed: int = 0) -> xr.Dataset:
+def dataset(
+    words: tuple[str, ...] = WORDS, *, layers: int = 4, prompts: int = 6, seed: int = 0
+) -> xr.Dataset:
     """A patch grid with a story: the subject's second place matters early, the end late."""
     rng = np.random.default_rng(seed)
     effect = 0.02 * rng.standard_normal((layers, len(words)))
     effect[: layers // 2, max(len(words) - 5, 0)] += 0.95
-    effect[layers // 2:, -1] += 0.97
+    effect[layers // 2 :, -1] += 0.97
     effect[:, :3] = 0
     raw = effect[None] * (5 + rng.standard_normal((prompts, 1, 1)))
     inert = np.zeros((layers, len(words)), dtype=bool)
@@ -37,19 +64,37 @@ def dataset(words: tuple[str, ...] = WORDS, *, layers: int = 4, prompts: int = 6
     signed = {"units": "1", "signed": 1}
     return xr.Dataset(
         {
-            "effect": (("layer", "position"), effect,
-                       {**signed, "long_name": "normalised effect", "noise_floor": 0.004}),
-            "effect_se": (("layer", "position"), np.full_like(effect, 0.03),
-                          {"units": "1", "signed": 0, "long_name": "standard error"}),
-            "effect_raw": (("prompt", "layer", "position"), raw,
-                           {"units": "logit", "signed": 1, "long_name": "effect on logit_diff"}),
-            "inert": (("layer", "position"), inert,
-                      {"units": "1", "signed": 0, "long_name": "inert"}),
-            "metric_base": (("prompt",), rng.standard_normal(prompts) - 4,
-                            {"units": "logit", "signed": 1, "long_name": "metric of the base"}),
+            "effect": (
+                ("layer", "position"),
+                effect,
+                {**signed, "long_name": "normalised effect", "noise_floor": 0.004},
+            ),
+            "effect_se": (
+                ("layer", "position"),
+                np.full_like(effect, 0.03),
+                {"units": "1", "signed": 0, "long_name": "standard error"},
+            ),
+            "effect_raw": (
+                ("prompt", "layer", "position"),
+                raw,
+                {"units": "logit", "signed": 1, "long_name": "effect on logit_diff"},
+            ),
+            "inert": (
+                ("layer", "position"),
+                inert,
+                {"units": "1", "signed": 0, "long_name": "inert"},
+            ),
+            "metric_base": (
+                ("prompt",),
+                rng.standard_normal(prompts) - 4,
+                {"units": "logit", "signed": 1, "long_name": "metric of the base"},
+            ),
         },
-        coords={"layer": np.arange(layers), "position": np.arange(len(words)),
-                "prompt": np.arange(prompts)},
+        coords={
+            "layer": np.arange(layers),
+            "position": np.arange(len(words)),
+            "prompt": np.arange(prompts),
+        },
         attrs={"direction": "denoising", "metric": "logit_diff"},
     )
 
@@ -57,17 +102,28 @@ def dataset(words: tuple[str, ...] = WORDS, *, layers: int = 4, prompts: int = 6
 def spec(**fields: Any) -> dict[str, Any]:
     """The spec of a patching run."""
     return {
-        "format": 1, "method": "activation_patching", "version": 1,
+        "format": 1,
+        "method": "activation_patching",
+        "version": 1,
         "fields": {"site": "resid_pre", "direction": "denoising", **fields},
-        "model": {"ref": "zoo:ioi", "weight_hash": "ab" * 32, "backend": "transformer_lens",
-                  "dtype": "float32"},
-        "task": {"ref": "ioi:n=6,seed=0", "hash": "cd" * 32, "type": "PromptPairs",
-                 "name": "Indirect object"},
+        "model": {
+            "ref": "zoo:ioi",
+            "weight_hash": "ab" * 32,
+            "backend": "transformer_lens",
+            "dtype": "float32",
+        },
+        "task": {
+            "ref": "ioi:n=6,seed=0",
+            "hash": "cd" * 32,
+            "type": "PromptPairs",
+            "name": "Indirect object",
+        },
     }
 
 
-def record(words: tuple[str, ...] = WORDS, *, failing: bool = False, seed: int = 0,
-           **fields: Any) -> Record:
+def record(
+    words: tuple[str, ...] = WORDS, *, failing: bool = False, seed: int = 0, **fields: Any
+) -> Record:
     """A whole run, with a check that fails if asked."""
     checks = [
         Check("logits", "logits against the unwrapped model", 1.2e-7, 1e-5),
@@ -75,11 +131,25 @@ def record(words: tuple[str, ...] = WORDS, *, failing: bool = False, seed: int =
         Check("noise_floor", "spread of unedited rows", 4e-3),
     ]
     if failing:
-        checks.append(Check("sum_check", "patching all positions gives the source run", 0.4, 1e-4,
-                            note="The sweep does not reproduce the clean run."))
-    facts = {"seed": 0, "backend": "transformer_lens", "device": "cpu", "dtype": "float32",
-             "versions": {"interp": "0.1.0", "torch": "2.13.0"}, "wall_time_s": 1.5,
-             "created": time.time() - 90, "method_title": "Activation patching"}
+        checks.append(
+            Check(
+                "sum_check",
+                "patching all positions gives the source run",
+                0.4,
+                1e-4,
+                note="The sweep does not reproduce the clean run.",
+            )
+        )
+    facts = {
+        "seed": 0,
+        "backend": "transformer_lens",
+        "device": "cpu",
+        "dtype": "float32",
+        "versions": {"interp": "0.1.0", "torch": "2.13.0"},
+        "wall_time_s": 1.5,
+        "created": time.time() - 90,
+        "method_title": "Activation patching",
+    }
     tokens = {"clean": [list(words)] * 6, "corrupt": [list(words)] * 6, "answers": {1: " Mary"}}
     return Record(spec(**fields), dataset(words, seed=seed), facts, checks, tokens)
 
@@ -90,31 +160,67 @@ def pairs() -> PromptPairs:
     corrupt = tuple(30 if i == 9 else t for i, t in enumerate(clean))
     texts = tuple(" Mary" if i == 9 else w for i, w in enumerate(WORDS))
     return PromptPairs(
-        (clean, clean), (corrupt, corrupt), ((1,), (1,)), ((3,), (3,)), clean_text=(WORDS, WORDS),
-        corrupt_text=(texts, texts), answer_text={1: " Mary", 3: " John"}, name="Indirect object",
+        (clean, clean),
+        (corrupt, corrupt),
+        ((1,), (1,)),
+        ((3,), (3,)),
+        clean_text=(WORDS, WORDS),
+        corrupt_text=(texts, texts),
+        answer_text={1: " Mary", 3: " John"},
+        name="Indirect object",
         ref="ioi:n=2,seed=0",
     )
 
 
 SCHEMA = {
-    "title": "ActivationPatching", "type": "object",
+    "title": "ActivationPatching",
+    "type": "object",
     "properties": {
-        "site": {"type": "string", "default": "resid_pre", "description": "where to patch",
-                 "enum": ["resid_pre", "attn_out", "mlp_out", "z"]},
-        "direction": {"type": "string", "default": "denoising", "description": "which run is base",
-                      "enum": ["denoising", "noising"]},
-        "with_": {"type": "string", "default": "source", "description": "what is put there",
-                  "enum": ["source", "zero", "mean", "resample"]},
-        "metric": {"type": "string", "default": "logit_diff", "description": "what is measured",
-                   "enum": ["logit_diff", "prob", "kl"]},
-        "window": {"type": "integer", "default": 1, "minimum": 1, "maximum": 64,
-                   "description": "layers patched together"},
-        "keep_prompts": {"type": "boolean", "default": True,
-                         "description": "keep each prompt's values"},
+        "site": {
+            "type": "string",
+            "default": "resid_pre",
+            "description": "where to patch",
+            "enum": ["resid_pre", "attn_out", "mlp_out", "z"],
+        },
+        "direction": {
+            "type": "string",
+            "default": "denoising",
+            "description": "which run is base",
+            "enum": ["denoising", "noising"],
+        },
+        "with_": {
+            "type": "string",
+            "default": "source",
+            "description": "what is put there",
+            "enum": ["source", "zero", "mean", "resample"],
+        },
+        "metric": {
+            "type": "string",
+            "default": "logit_diff",
+            "description": "what is measured",
+            "enum": ["logit_diff", "prob", "kl"],
+        },
+        "window": {
+            "type": "integer",
+            "default": 1,
+            "minimum": 1,
+            "maximum": 64,
+            "description": "layers patched together",
+        },
+        "keep_prompts": {
+            "type": "boolean",
+            "default": True,
+            "description": "keep each prompt's values",
+        },
     },
 }
-TOY = {"title": "ToyMethod", "type": "object", "properties": {
-    "scale": {"type": "number", "default": 1.0, "minimum": 0, "description": "how much"}}}
+TOY = {
+    "title": "ToyMethod",
+    "type": "object",
+    "properties": {
+        "scale": {"type": "number", "default": 1.0, "minimum": 0, "description": "how much"}
+    },
+}
 
 
 PIECES = ("frame", "live", "labels", "cell", "workform", "shell")
@@ -149,17 +255,30 @@ class FakeQueue:
     def catalogue(self) -> dict[str, Any]:
         if not self.published:
             return {}
-        return {"methods": {
-            "activation_patching": {
-                "title": "Activation patching", "question": "Which activations carry the answer?",
-                "schema": SCHEMA, "needs": ["resid_pre"], "accepts": ["PromptPairs"],
-                "family": "patching", "citations": ["meng2022"]},
-            "toy_method": {"title": "Toy method", "question": "Does a page appear by itself?",
-                           "schema": TOY, "needs": [], "accepts": ["PromptPairs"],
-                           "family": "toy", "citations": []},
-            "pair_check": {"title": "Pair check", "schema": TOY},
-            "verify_cell": {"title": "Verify a cell", "schema": TOY},
-        }}
+        return {
+            "methods": {
+                "activation_patching": {
+                    "title": "Activation patching",
+                    "question": "Which activations carry the answer?",
+                    "schema": SCHEMA,
+                    "needs": ["resid_pre"],
+                    "accepts": ["PromptPairs"],
+                    "family": "patching",
+                    "citations": ["meng2022"],
+                },
+                "toy_method": {
+                    "title": "Toy method",
+                    "question": "Does a page appear by itself?",
+                    "schema": TOY,
+                    "needs": [],
+                    "accepts": ["PromptPairs"],
+                    "family": "toy",
+                    "citations": [],
+                },
+                "pair_check": {"title": "Pair check", "schema": TOY},
+                "verify_cell": {"title": "Verify a cell", "schema": TOY},
+            }
+        }
 
     def worker(self) -> Any:
         return {"since": 1.0}
@@ -175,8 +294,16 @@ class FakeQueue:
     def submit(self, job: dict[str, Any], priority: int = 0) -> str:
         job_id = next(self._ids)
         self.rows[job_id] = {
-            "id": job_id, "job": job, "state": "queued", "done": 0.0, "total": 0.0, "message": "",
-            "created": time.time(), "started": None, "error": None, "run_id": None,
+            "id": job_id,
+            "job": job,
+            "state": "queued",
+            "done": 0.0,
+            "total": 0.0,
+            "message": "",
+            "created": time.time(),
+            "started": None,
+            "error": None,
+            "run_id": None,
         }
         self._start(job_id)
         return job_id
@@ -227,17 +354,35 @@ class FakeQueue:
 def describe(_payload: dict[str, Any]) -> dict[str, Any]:
     """A model with one 'no'."""
     return {
-        "id": "zoo:ioi", "weight_hash": "ab" * 32, "backend": "transformer_lens",
-        "dtype": "float32", "device": "cpu", "tokenizer": True, "default_bos": False,
-        "shape": {"n_layers": 4, "n_heads": 4, "n_kv_heads": 4, "d_model": 128, "d_head": 32,
-                  "d_mlp": 512, "vocab": 640, "n_ctx": 64, "n_params": 1_000_000,
-                  "architecture": "GPT2LMHeadModel"},
-        "checks": [Check("logits", "logits against the unwrapped model", 1e-7, 1e-5).to_json(),
-                   Check("edit", "an edit at each site changes the output", 0.2, 1e-6,
-                         at_least=True).to_json()],
+        "id": "zoo:ioi",
+        "weight_hash": "ab" * 32,
+        "backend": "transformer_lens",
+        "dtype": "float32",
+        "device": "cpu",
+        "tokenizer": True,
+        "default_bos": False,
+        "shape": {
+            "n_layers": 4,
+            "n_heads": 4,
+            "n_kv_heads": 4,
+            "d_model": 128,
+            "d_head": 32,
+            "d_mlp": 512,
+            "vocab": 640,
+            "n_ctx": 64,
+            "n_params": 1_000_000,
+            "architecture": "GPT2LMHeadModel",
+        },
+        "checks": [
+            Check("logits", "logits against the unwrapped model", 1e-7, 1e-5).to_json(),
+            Check(
+                "edit", "an edit at each site changes the output", 0.2, 1e-6, at_least=True
+            ).to_json(),
+        ],
         "capabilities": [
             {"name": "resid_pre", "ok": True, "reason": ""},
-            {"name": "q_norm_scale", "ok": False, "reason": "this family has no query norm"}],
+            {"name": "q_norm_scale", "ok": False, "reason": "this family has no query norm"},
+        ],
     }
 
 
@@ -252,9 +397,16 @@ def made(payload: dict[str, Any]) -> dict[str, Any]:
     n = len(HOSTILE)
     texts = ((*HOSTILE,),)
     other = ((*HOSTILE[:-1], "<i>"),)
-    task = PromptPairs((tuple(range(n)),), ((*range(n - 1), 99),), ((1,),), ((2,),),
-                       clean_text=texts, corrupt_text=other,
-                       answer_text={1: HOSTILE[0], 2: HOSTILE[1]}, name=HOSTILE[0])
+    task = PromptPairs(
+        (tuple(range(n)),),
+        ((*range(n - 1), 99),),
+        ((1,),),
+        ((2,),),
+        clean_text=texts,
+        corrupt_text=other,
+        answer_text={1: HOSTILE[0], 2: HOSTILE[1]},
+        name=HOSTILE[0],
+    )
     return task_answer(task)
 
 
@@ -264,17 +416,31 @@ def tops(sides: tuple[str, ...]) -> xr.Dataset:
     dims = ("side", "prompt", "top")
     named = {"units": "1", "signed": 0}
     return xr.Dataset(
-        {"token_id": (dims, np.broadcast_to(np.arange(6), shape), {**named, "long_name": "token"}),
-         "probability": (dims, np.broadcast_to(np.array([.5, .2, .1, .1, .05, .05]), shape),
-                         {**named, "long_name": "probability"})},
-        coords={"side": list(sides), "prompt": [0, 1]})
+        {
+            "token_id": (
+                dims,
+                np.broadcast_to(np.arange(6), shape),
+                {**named, "long_name": "token"},
+            ),
+            "probability": (
+                dims,
+                np.broadcast_to(np.array([0.5, 0.2, 0.1, 0.1, 0.05, 0.05]), shape),
+                {**named, "long_name": "probability"},
+            ),
+        },
+        coords={"side": list(sides), "prompt": [0, 1]},
+    )
 
 
 def pair_check(_fields: dict[str, Any]) -> xr.Dataset:
     """Metrics on both sides beside the likely tokens."""
-    return tops(("clean", "corrupt")).assign(logit_diff=(
-        ("side", "prompt"), np.array([[5.0, 4.0], [-5.0, -4.0]]),
-        {"units": "logit", "signed": 1, "long_name": "logit difference"}))
+    return tops(("clean", "corrupt")).assign(
+        logit_diff=(
+            ("side", "prompt"),
+            np.array([[5.0, 4.0], [-5.0, -4.0]]),
+            {"units": "logit", "signed": 1, "long_name": "logit difference"},
+        )
+    )
 
 
 def verified(fields: dict[str, Any]) -> xr.Dataset:
@@ -287,11 +453,16 @@ def patterns(fields: dict[str, Any]) -> xr.Dataset:
     """Causal patterns of one layer."""
     n = len(WORDS)
     causal = np.tril(np.ones((n, n))) / np.arange(1, n + 1)[:, None]
-    return xr.Dataset({"pattern": (
-        ("side", "prompt", "layer", "head", "query", "key"),
-        np.broadcast_to(causal, (2, 1, 1, 4, n, n)).astype("f4"),
-        {"units": "1", "signed": 0, "long_name": "attention pattern"})},
-        coords={"side": ["clean", "corrupt"], "prompt": [0], "layer": fields["layers"]})
+    return xr.Dataset(
+        {
+            "pattern": (
+                ("side", "prompt", "layer", "head", "query", "key"),
+                np.broadcast_to(causal, (2, 1, 1, 4, n, n)).astype("f4"),
+                {"units": "1", "signed": 0, "long_name": "attention pattern"},
+            )
+        },
+        coords={"side": ["clean", "corrupt"], "prompt": [0], "layer": fields["layers"]},
+    )
 
 
 def head(fields: dict[str, Any]) -> xr.Dataset:
@@ -299,22 +470,34 @@ def head(fields: dict[str, Any]) -> xr.Dataset:
     n = len(WORDS)
     named = {"units": "1", "signed": 0, "long_name": "x"}
     return xr.Dataset(
-        {"pattern": (("side", "query", "key"), np.full((2, n, n), 1 / n), named),
-         "promoted_id": (("side", "key", "top"), np.zeros((2, n, 3), int), named),
-         "promoted_logit": (("side", "key", "top"), np.ones((2, n, 3)), named),
-         "direct_id": (("side", "top"), np.zeros((2, 3), int), named),
-         "direct_logit": (("side", "top"), np.ones((2, 3)), named)},
-        coords={"side": ["clean", "corrupt"]})
+        {
+            "pattern": (("side", "query", "key"), np.full((2, n, n), 1 / n), named),
+            "promoted_id": (("side", "key", "top"), np.zeros((2, n, 3), int), named),
+            "promoted_logit": (("side", "key", "top"), np.ones((2, n, 3)), named),
+            "direct_id": (("side", "top"), np.zeros((2, 3), int), named),
+            "direct_logit": (("side", "top"), np.ones((2, 3)), named),
+        },
+        coords={"side": ["clean", "corrupt"]},
+    )
 
 
 ANSWERS: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
-    "describe_model": describe, "load_task": lambda p: task_answer(pairs()), "make_pairs": made,
-    "file_pairs": made, "decode": lambda p: {"texts": [HOSTILE[i % len(HOSTILE)]
-                                                       for i in p["ids"]]},
-    "estimate": lambda p: {"known": True, "cells": 56, "prompts": 6, "bytes": 2.0e6,
-                           "seconds": 0.4},
+    "describe_model": describe,
+    "load_task": lambda p: task_answer(pairs()),
+    "make_pairs": made,
+    "file_pairs": made,
+    "decode": lambda p: {"texts": [HOSTILE[i % len(HOSTILE)] for i in p["ids"]]},
+    "estimate": lambda p: {
+        "known": True,
+        "cells": 56,
+        "prompts": 6,
+        "bytes": 2.0e6,
+        "seconds": 0.4,
+    },
 }
 MEASURED: dict[str, Callable[[dict[str, Any]], xr.Dataset]] = {
-    "pair_check": pair_check, "verify_cell": verified, "attention_patterns": patterns,
+    "pair_check": pair_check,
+    "verify_cell": verified,
+    "attention_patterns": patterns,
     "head_page": head,
 }

@@ -37,30 +37,54 @@ def client(app):
 def routes(app: Guard) -> list[str]:
     """A path for every rule of the URL map, and some that lead nowhere."""
     rules = app.dash.server.url_map.iter_rules()
-    paths = [r.rule.replace("<path:path>", "x/y").replace("<path:filename>", "workbench.css")
-             .replace("<name>", "0" * 32 + ".csv").replace("<string:package_name>", "dash")
-             .replace("<path:fingerprinted_path>", "x.js") for r in rules]
+    paths = [
+        r.rule.replace("<path:path>", "x/y")
+        .replace("<path:filename>", "workbench.css")
+        .replace("<name>", "0" * 32 + ".csv")
+        .replace("<string:package_name>", "dash")
+        .replace("<path:fingerprinted_path>", "x.js")
+        for r in rules
+    ]
     return sorted({*paths, "/nowhere", "/assets/../server.py", "//", "/_dash-update-component"})
 
 
 def test_a_foreign_host_gets_400_on_every_route_with_every_method(app, client):
-    foreign = ("evil.example", "evil.example:8050", "127.0.0.1.evil.example", "localhost.evil",
-               "[::1].evil", "", "127.0.0.1@evil.example", "0.0.0.0:8050")
+    foreign = (
+        "evil.example",
+        "evil.example:8050",
+        "127.0.0.1.evil.example",
+        "localhost.evil",
+        "[::1].evil",
+        "",
+        "127.0.0.1@evil.example",
+        "0.0.0.0:8050",
+    )
     for path, method, host in itertools.product(routes(app), METHODS, foreign):
         got = client.open(path, method=method, headers={"Host": host})
         assert got.status_code == 400, (path, method, host, got.status_code)
         assert b"<" not in got.data
 
 
-@pytest.mark.parametrize("host", ["localhost", "localhost:8050", "127.0.0.1", "[::1]:8050",
-                                  "LOCALHOST:1"])
+@pytest.mark.parametrize(
+    "host", ["localhost", "localhost:8050", "127.0.0.1", "[::1]:8050", "LOCALHOST:1"]
+)
 def test_loopback_in_all_its_spellings_is_let_in(client, host):
     assert client.get("/", headers={"Host": host}).status_code == 200
 
 
-@pytest.mark.parametrize("origin", ["https://evil.example", "null", "http://127.0.0.1:9999",
-                                    "https://127.0.0.1:8050.evil.example", "file://", "",
-                                    "http://localhost:8050", "http://127.0.0.1:8050@evil.example"])
+@pytest.mark.parametrize(
+    "origin",
+    [
+        "https://evil.example",
+        "null",
+        "http://127.0.0.1:9999",
+        "https://127.0.0.1:8050.evil.example",
+        "file://",
+        "",
+        "http://localhost:8050",
+        "http://127.0.0.1:8050@evil.example",
+    ],
+)
 def test_a_foreign_origin_gets_403_beyond_get(app, client, origin):
     for path, method in itertools.product(routes(app), METHODS[2:]):
         got = client.open(path, method=method, headers={**HOME, "Origin": origin}, data=b"{}")
@@ -76,8 +100,10 @@ def test_a_request_that_the_browser_calls_foreign_gets_403(client, site):
 def test_another_page_may_link_here_but_not_read_from_here(client):
     headers = {**HOME, "Sec-Fetch-Site": "cross-site"}
     assert client.get("/", headers={**headers, "Sec-Fetch-Mode": "navigate"}).status_code == 200
-    assert client.get("/_dash-layout", headers={**headers, "Sec-Fetch-Mode": "cors"}
-                      ).status_code == 403
+    assert (
+        client.get("/_dash-layout", headers={**headers, "Sec-Fetch-Mode": "cors"}).status_code
+        == 403
+    )
 
 
 def test_the_page_itself_is_let_in(client):
@@ -179,11 +205,22 @@ def test_a_prefix_serves_everything_below_it(bench):
     assert client.get("/runs", headers=HOME).status_code == 404
 
 
-@pytest.mark.parametrize("body", [b"", b"{", b"[]", b'{"output": "x.y"}', b'{"output": []}',
-                                  b'{"output":"notices.children","inputs":7}', b"\x00\xff"])
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"",
+        b"{",
+        b"[]",
+        b'{"output": "x.y"}',
+        b'{"output": []}',
+        b'{"output":"notices.children","inputs":7}',
+        b"\x00\xff",
+    ],
+)
 def test_a_malformed_callback_is_told_so_and_tells_nothing(client, body):
-    got = client.post("/_dash-update-component", headers=HOME, data=body,
-                      content_type="application/json")
+    got = client.post(
+        "/_dash-update-component", headers=HOME, data=body, content_type="application/json"
+    )
     assert 400 <= got.status_code < 500
     for secret in (b"Traceback", b"/", b"File", b"Error"):
         assert secret not in got.data
@@ -202,9 +239,21 @@ def test_a_failure_of_ours_shows_a_reference_and_no_trace(bench, caplog):
     assert "secret /etc/path" in caplog.text
 
 
-TRAVERSALS = ("..%2f..%2fetc%2fpasswd", "../../etc/passwd", "//etc/passwd", "%2e%2e/%2e%2e/x",
-              "%252e%252e%252fx", "..\\..\\x", "x;.csv", "x%00.csv", "C:\\x.csv", "..",
-              "0" * 32 + ".py%00", "0" * 32 + "/../x.csv", "0" * 32 + ".exe")
+TRAVERSALS = (
+    "..%2f..%2fetc%2fpasswd",
+    "../../etc/passwd",
+    "//etc/passwd",
+    "%2e%2e/%2e%2e/x",
+    "%252e%252e%252fx",
+    "..\\..\\x",
+    "x;.csv",
+    "x%00.csv",
+    "C:\\x.csv",
+    "..",
+    "0" * 32 + ".py%00",
+    "0" * 32 + "/../x.csv",
+    "0" * 32 + ".exe",
+)
 
 
 @pytest.mark.parametrize("name", TRAVERSALS)
@@ -233,5 +282,7 @@ def test_a_run_is_exported_as_a_download(client, bench, kind):
 def test_debug_tools_and_mcp_are_off(app, client):
     assert not app.dash.server.debug
     for path in ("/_mcp", "/mcp", "/_dash-debug"):
-        assert b"react-entry-point" in client.get(path, headers=HOME).data or client.get(
-            path, headers=HOME).status_code == 404
+        assert (
+            b"react-entry-point" in client.get(path, headers=HOME).data
+            or client.get(path, headers=HOME).status_code == 404
+        )

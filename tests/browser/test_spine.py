@@ -21,10 +21,23 @@ pytestmark = [pytest.mark.browser, pytest.mark.timeout(300)]
 def app(tmp_path_factory):
     """``python -m apps.workbench`` as a person starts it, on an empty store."""
     store = tmp_path_factory.mktemp("spine") / "store"
-    command = [sys.executable, "-m", "apps.workbench", "--port", "0", "--store", str(store),
-               "--no-browser"]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-                               env={**os.environ, "PYTHONWARNINGS": "default"})
+    command = [
+        sys.executable,
+        "-m",
+        "apps.workbench",
+        "--port",
+        "0",
+        "--store",
+        str(store),
+        "--no-browser",
+    ]
+    process = subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONWARNINGS": "default"},
+    )
     address = re.search(r"http://\S+", process.stdout.readline())
     assert address, process.stderr.read()
     yield address[0].rstrip("/"), store, time.monotonic(), process
@@ -111,8 +124,9 @@ def test_the_report_of_a_run_is_one_file(page, app, tmp_path):
 
 
 def test_a_worker_that_is_killed_under_an_open_page_comes_back(page, app):
-    found = subprocess.run(["pgrep", "-f", f"interp.jobs --store {app[1]}"], capture_output=True,
-                           text=True).stdout.split()
+    found = subprocess.run(
+        ["pgrep", "-f", f"interp.jobs --store {app[1]}"], capture_output=True, text=True
+    ).stdout.split()
     assert len(found) == 1
     os.kill(int(found[0]), signal.SIGKILL)
     page.get_by_role("link", name="Pair builder").click()

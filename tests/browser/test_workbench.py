@@ -19,9 +19,22 @@ from tests.browser.conftest import watch
 ROOT = Path(__file__).resolve().parents[2]
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(180)]
 
-PAGES = ("/", "/models?ref=zoo:ioi", "/pair", "/patching", "/head?layer=1&head=2", "/runs",
-         "/method/toy_method", "/compare", "/nowhere", "/run/{plain}", "/run/{failing}?tab=trust",
-         "/run/{plain}?tab=table", "/run/{plain}?tab=export", "/run/{plain}?tab=provenance")
+PAGES = (
+    "/",
+    "/models?ref=zoo:ioi",
+    "/pair",
+    "/patching",
+    "/head?layer=1&head=2",
+    "/runs",
+    "/method/toy_method",
+    "/compare",
+    "/nowhere",
+    "/run/{plain}",
+    "/run/{failing}?tab=trust",
+    "/run/{plain}?tab=table",
+    "/run/{plain}?tab=export",
+    "/run/{plain}?tab=provenance",
+)
 
 
 def visit(page, workbench, path: str) -> None:
@@ -34,8 +47,9 @@ def visit(page, workbench, path: str) -> None:
 def ticks(page) -> list[str]:
     """The labels under the columns, as a reader sees them."""
     page.wait_for_selector(".js-plotly-plot .xtick text", state="attached")
-    return page.eval_on_selector_all(".js-plotly-plot .xtick text",
-                                     "ts => ts.map(t => t.textContent)")
+    return page.eval_on_selector_all(
+        ".js-plotly-plot .xtick text", "ts => ts.map(t => t.textContent)"
+    )
 
 
 def test_the_first_page_shows_a_grid_with_its_tokens_and_trust(page, workbench):
@@ -48,7 +62,8 @@ def test_the_first_page_shows_a_grid_with_its_tokens_and_trust(page, workbench):
 
 @pytest.mark.parametrize("path", PAGES)
 def test_every_page_opens_in_both_themes_with_readable_text_and_labelled_inputs(
-        page, workbench, path):
+    page, workbench, path
+):
     visit(page, workbench, path)
     assert page.locator("h1").count() == 1
     assert page.evaluate(UNNAMED) == []
@@ -90,7 +105,8 @@ def test_hostile_tokens_are_text_in_the_pair_builder_and_in_a_cell(page, workben
     page.click("#pair-check")
     page.wait_for_selector("text=Can the model do this?")
     chips = page.eval_on_selector_all(
-        ".tokens tbody tr:nth-child(2) .tok", "ts => ts.map(t => t.textContent)")
+        ".tokens tbody tr:nth-child(2) .tok", "ts => ts.map(t => t.textContent)"
+    )
     assert chips == [glyphs(t) for t in HOSTILE]
     assert page.evaluate("() => window.__pwn") is None
     differing = page.locator(".tok.diff")
@@ -114,8 +130,11 @@ def test_a_view_goes_into_the_link_and_comes_back_from_it(page, workbench):
     assert page.get_by_role("textbox", name="prompt").input_value() == "prompt 3"
 
 
-STRANGE = ("?v=9&var=nothing&tab=<script>", "?layer=999999&prompt=-1&x=1&x=2&y[]=z&layer=1%00",
-           "?self=1&args=2&" + "&".join(f"k{i}=v" for i in range(200)))
+STRANGE = (
+    "?v=9&var=nothing&tab=<script>",
+    "?layer=999999&prompt=-1&x=1&x=2&y[]=z&layer=1%00",
+    "?self=1&args=2&" + "&".join(f"k{i}=v" for i in range(200)),
+)
 
 
 def test_a_link_with_strange_keys_shows_the_run_and_says_what_it_left_out(page, workbench):
@@ -222,8 +241,9 @@ def test_two_runs_are_picked_and_compared(page, workbench):
     page.locator(".ag-row input[type=checkbox]").first.wait_for()
     rows = page.locator(".ag-row")
     texts = rows.all_inner_texts()
-    picked = [next(i for i, t in enumerate(texts) if part in t)
-              for part in ("attn_out", "resid_pre")]
+    picked = [
+        next(i for i, t in enumerate(texts) if part in t) for part in ("attn_out", "resid_pre")
+    ]
     for i in picked:
         rows.nth(i).locator("input[type=checkbox]").check()
     page.get_by_role("link", name="Compare the two").click()
@@ -291,8 +311,12 @@ server.serve_forever()
 
 
 def test_under_a_prefix_with_a_token_everything_works_and_strangers_do_not(chromium, tmp_path):
-    server = subprocess.Popen([sys.executable, "-c", PREFIXED, str(tmp_path / "store")],
-                              stdout=subprocess.PIPE, text=True, cwd=ROOT)
+    server = subprocess.Popen(
+        [sys.executable, "-c", PREFIXED, str(tmp_path / "store")],
+        stdout=subprocess.PIPE,
+        text=True,
+        cwd=ROOT,
+    )
     context = chromium.new_context()
     try:
         base = f"http://127.0.0.1:{int(server.stdout.readline())}"
@@ -316,14 +340,21 @@ def test_under_a_prefix_with_a_token_everything_works_and_strangers_do_not(chrom
         server.stdout.close()
 
 
-@pytest.mark.parametrize("headers,status", [
-    ({"Host": "evil.example"}, 400), ({"Origin": "https://evil.example"}, 403),
-    ({"Origin": "null"}, 403), ({"Sec-Fetch-Site": "cross-site"}, 403)])
+@pytest.mark.parametrize(
+    "headers,status",
+    [
+        ({"Host": "evil.example"}, 400),
+        ({"Origin": "https://evil.example"}, 403),
+        ({"Origin": "null"}, 403),
+        ({"Sec-Fetch-Site": "cross-site"}, 403),
+    ],
+)
 def test_the_running_server_refuses_strangers(workbench, headers, status):
     connection = http.client.HTTPConnection(urlsplit(workbench.url).netloc, timeout=10)
     body = json.dumps({"output": "x.y", "inputs": []})
-    connection.request("POST", "/_dash-update-component", body,
-                       {"Content-Type": "application/json", **headers})
+    connection.request(
+        "POST", "/_dash-update-component", body, {"Content-Type": "application/json", **headers}
+    )
     answer = connection.getresponse()
     assert answer.status == status and b"Traceback" not in answer.read()
     assert answer.getheader("Server").strip() == "interp"

@@ -9,7 +9,7 @@ import dash_mantine_components as dmc
 from dash import ALL, Input, Output, State, callback, dcc, html
 
 from apps.workbench.bench import bench
-from apps.workbench.frame import CONFIG, graph
+from apps.workbench.frame import CONFIG, graph, tall
 from apps.workbench.panels import number
 from apps.workbench.tell import empty, link, notice, page, shown, tell
 from apps.workbench.tokens import token
@@ -17,13 +17,24 @@ from interp import figures
 
 dash.register_page(__name__, path="/head", title="Head · interp")
 
-SIDES = [{"value": "clean", "label": "clean"}, {"value": "corrupt", "label": "corrupt"},
-         {"value": "difference", "label": "clean − corrupt"}]
+SIDES = [
+    {"value": "clean", "label": "clean"},
+    {"value": "corrupt", "label": "corrupt"},
+    {"value": "difference", "label": "clean − corrupt"},
+]
 
 
 @shown
-def layout(run: str = "", model: str = "", task: str = "", layer: str = "0", head: str = "",
-           prompt: str = "0", side: str = "clean", **query: Any) -> Any:
+def layout(
+    run: str = "",
+    model: str = "",
+    task: str = "",
+    layer: str = "0",
+    head: str = "",
+    prompt: str = "0",
+    side: str = "clean",
+    **query: Any,
+) -> Any:
     """The controls, the head's pattern, the heads beside it."""
     notices = []
     if run:
@@ -36,16 +47,21 @@ def layout(run: str = "", model: str = "", task: str = "", layer: str = "0", hea
     side = side if side in {s["value"] for s in SIDES} else "clean"
     store = {"model": model, "task": task, "run": run}
     return page(
-        "Head", "Where it looks from each position, and what it does to the answer when its "
+        "Head",
+        "Where it looks from each position, and what it does to the answer when its "
         "output is patched.",
         *(notice(words, kind="warn") for words in notices),
-        html.Div([
-            html.Div(controls(shape, at, side), className="card stack"),
-            html.Div(id="head-out", className="stack"),
-        ], className="two"),
+        html.Div(
+            [
+                html.Div(controls(shape, at, side), className="card stack"),
+                html.Div(id="head-out", className="stack"),
+            ],
+            className="two",
+        ),
         dcc.Store(id="head-what", data=store),
         actions=[dcc.Link("Back to the run", href=link(f"/run/{run}"), className="button")]
-        if run else (),
+        if run
+        else (),
     )
 
 
@@ -63,29 +79,54 @@ def picked(shape: dict[str, Any], given: dict[str, Any]) -> tuple[dict[str, int]
 
 def controls(shape: dict[str, Any], at: dict[str, int], side: str) -> list[Any]:
     """Layer, head, prompt, side."""
+
     def choice(name: str, n: int, first: int = 0) -> Any:
-        return dmc.Select(label=name, id=f"head-{name}", value=str(min(at[name], n - 1)), size="sm",
-                          allowDeselect=False, searchable=n > 12,
-                          data=[{"value": str(i), "label": str(i + first)} for i in range(n)])
+        return dmc.Select(
+            label=name,
+            id=f"head-{name}",
+            value=str(min(at[name], n - 1)),
+            size="sm",
+            allowDeselect=False,
+            searchable=n > 12,
+            data=[{"value": str(i), "label": str(i + first)} for i in range(n)],
+        )
 
     group = shape["n_heads"] // max(shape["n_kv_heads"], 1)
     words = f"{shape['n_heads']} heads a layer" + (
-        f", groups of {group} share keys and values" if group > 1 else "")
+        f", groups of {group} share keys and values" if group > 1 else ""
+    )
     return [
-        html.Div([choice("layer", shape["n_layers"]), choice("head", shape["n_heads"])],
-                 className="halves"),
-        dmc.NumberInput(label="prompt", id="head-prompt", value=at["prompt"] + 1, min=1, size="sm",
-                        allowDecimal=False),
-        html.Div([html.Label("which run", id="head-side-label", className="faint"),
-                  dmc.SegmentedControl(id="head-side", data=SIDES, value=side, fullWidth=True,
-                                       size="xs")]),
+        html.Div(
+            [choice("layer", shape["n_layers"]), choice("head", shape["n_heads"])],
+            className="halves",
+        ),
+        dmc.NumberInput(
+            label="prompt",
+            id="head-prompt",
+            value=at["prompt"] + 1,
+            min=1,
+            size="sm",
+            allowDecimal=False,
+        ),
+        html.Div(
+            [
+                html.Label("which run", id="head-side-label", className="faint"),
+                dmc.SegmentedControl(
+                    id="head-side", data=SIDES, value=side, fullWidth=True, size="xs"
+                ),
+            ]
+        ),
         html.P(words, className="faint"),
     ]
 
 
 @callback(
-    Output("head-out", "children"), Input("head-layer", "value"), Input("head-head", "value"),
-    Input("head-prompt", "value"), Input("head-side", "value"), Input("scheme", "data"),
+    Output("head-out", "children"),
+    Input("head-layer", "value"),
+    Input("head-head", "value"),
+    Input("head-prompt", "value"),
+    Input("head-side", "value"),
+    Input("scheme", "data"),
     State("head-what", "data"),
 )
 def show(layer: str, head: str, prompt: Any, side: str, scheme: str, what: Any) -> Any:
@@ -108,17 +149,31 @@ def head_view(at: tuple[int, int, int], side: str, dark: bool, what: Any) -> lis
     one = array.isel(head=head).to_dataset(name="pattern")
     tokens = {"clean": [words]}
     big = figures.figures_of(one, tokens=tokens, dark=dark)["pattern"]
-    small = figures.figures_of(array.to_dataset(name="pattern"), tokens=tokens, dark=dark,
-                               title=f"All heads of layer {layer}")["pattern"]
+    small = figures.figures_of(
+        array.to_dataset(name="pattern"),
+        tokens=tokens,
+        dark=dark,
+        title=f"All heads of layer {layer}",
+    )["pattern"]
     for figure in (big, small):
         figure.update_layout(paper_bgcolor="rgba(0,0,0,0)", plot_bgcolor="rgba(0,0,0,0)")
     return [
-        html.Section([html.H2(f"Head {layer}.{head}, {side}"), strongest(one["pattern"], words),
-                      graph({"type": "head-graph", "n": 0}, big, opens=False)], className="card"),
-        html.Div([writing(at, side, words, what), effects(what, layer, head)],
-                 className="halves"),
-        html.Section([dcc.Graph(figure=small, config=CONFIG, responsive=True),
-                      heads_row(layer, array.sizes["head"], head)], className="card"),
+        html.Section(
+            [
+                html.H2(f"Head {layer}.{head}, {side}"),
+                strongest(one["pattern"], words),
+                graph({"type": "head-graph", "n": 0}, big, opens=False),
+            ],
+            className="card",
+        ),
+        html.Div([writing(at, side, words, what), effects(what, layer, head)], className="halves"),
+        html.Section(
+            [
+                dcc.Graph(figure=small, config=CONFIG, responsive=True, style=tall(small)),
+                heads_row(layer, array.sizes["head"], head),
+            ],
+            className="card",
+        ),
     ]
 
 
@@ -127,8 +182,9 @@ def side_of(pattern: Any, side: str) -> Any:
     if side != "difference":
         return pattern.sel(side=side, drop=True)
     array = pattern.sel(side="clean", drop=True) - pattern.sel(side="corrupt", drop=True)
-    return array.assign_attrs({**pattern.attrs, "signed": 1,
-                               "long_name": "attention pattern, clean − corrupt"})
+    return array.assign_attrs(
+        {**pattern.attrs, "signed": 1, "long_name": "attention pattern, clean − corrupt"}
+    )
 
 
 def strongest(pattern: Any, words: list[str]) -> html.Div:
@@ -148,18 +204,39 @@ def writing(at: tuple[int, int, int], side: str, words: list[str], what: Any) ->
     data = bench().head(what["model"], what["task"], layer, head, row).sel(side=side)
     looked = data["pattern"].isel(query=-1).values
     best = sorted(range(len(words)), key=lambda i: -float(looked[i]))[:3]
-    names = bench().texts(what["model"], {*map(int, data["direct_id"].values.ravel()),
-                                          *map(int, data["promoted_id"].values.ravel())})
-    lines = [promoted([html.Span(f"looking at {i} alone ", className="faint"), token(words[i])],
-                      data["promoted_id"].isel(key=i), data["promoted_logit"].isel(key=i), names)
-             for i in best]
-    return html.Section([
-        html.H2("What it writes (OV)"),
-        promoted([html.Span("at the last position", className="faint")], data["direct_id"],
-                 data["direct_logit"], names), *lines,
-        html.P("Through the final norm with the scale of the last position held fixed.",
-               className="faint"),
-    ], className="card stack")
+    names = bench().texts(
+        what["model"],
+        {
+            *map(int, data["direct_id"].values.ravel()),
+            *map(int, data["promoted_id"].values.ravel()),
+        },
+    )
+    lines = [
+        promoted(
+            [html.Span(f"looking at {i} alone ", className="faint"), token(words[i])],
+            data["promoted_id"].isel(key=i),
+            data["promoted_logit"].isel(key=i),
+            names,
+        )
+        for i in best
+    ]
+    return html.Section(
+        [
+            html.H2("What it writes (OV)"),
+            promoted(
+                [html.Span("at the last position", className="faint")],
+                data["direct_id"],
+                data["direct_logit"],
+                names,
+            ),
+            *lines,
+            html.P(
+                "Through the final norm with the scale of the last position held fixed.",
+                className="faint",
+            ),
+        ],
+        className="card stack",
+    )
 
 
 def promoted(label: list[Any], ids: Any, logits: Any, names: dict[int, str]) -> html.Div:
@@ -167,35 +244,66 @@ def promoted(label: list[Any], ids: Any, logits: Any, names: dict[int, str]) -> 
     chips: list[Any] = []
     for i, v in list(zip(ids.values, logits.values, strict=True))[:5]:
         chips += [token(names[int(i)]), html.Span(f"{float(v):+.2f}", className="num faint")]
-    return html.Div([html.Div(label, className="row"), html.Div(chips, className="row")],
-                    className="stack tight")
+    return html.Div(
+        [html.Div(label, className="row"), html.Div(chips, className="row")],
+        className="stack tight",
+    )
 
 
 def heads_row(layer: int, n: int, head: int) -> html.Div:
     """Every head of the layer as a button."""
-    return html.Div([html.Button(f"{layer}.{h}", className=f"button{' go' if h == head else ''}",
-                                 id={"type": "head-go", "head": h}) for h in range(n)],
-                    className="row")
+    return html.Div(
+        [
+            html.Button(
+                f"{layer}.{h}",
+                className=f"button{' go' if h == head else ''}",
+                id={"type": "head-go", "head": h},
+            )
+            for h in range(n)
+        ],
+        className="row",
+    )
 
 
 def effects(what: dict[str, Any], layer: int, head: int) -> Any:
     """What patching this head did, in the stored runs of this model and task."""
     rows = bench().head_effects(what["model"], what["task"], layer, head)
     if not rows:
-        return html.Section([
-            html.H2("Effect of this head"),
-            empty("Not measured yet", "Patch every head's output once to see which matter.",
-                  dcc.Link("Patch all heads", className="button", href=link(
-                      "/patching", model=what["model"], task=what["task"], site="z"))),
-        ], className="card")
-    lines = [html.Tr([html.Td(dcc.Link(words, href=link(f"/run/{run}"))),
-                      html.Td(number(value), className="n")]) for run, words, value in rows]
-    return html.Section([html.H2("Effect of this head"), html.Table(
-        html.Tbody(lines), className="plain")], className="card")
+        return html.Section(
+            [
+                html.H2("Effect of this head"),
+                empty(
+                    "Not measured yet",
+                    "Patch every head's output once to see which matter.",
+                    dcc.Link(
+                        "Patch all heads",
+                        className="button",
+                        href=link("/patching", model=what["model"], task=what["task"], site="z"),
+                    ),
+                ),
+            ],
+            className="card",
+        )
+    lines = [
+        html.Tr(
+            [
+                html.Td(dcc.Link(words, href=link(f"/run/{run}"))),
+                html.Td(number(value), className="n"),
+            ]
+        )
+        for run, words, value in rows
+    ]
+    return html.Section(
+        [html.H2("Effect of this head"), html.Table(html.Tbody(lines), className="plain")],
+        className="card",
+    )
 
 
-@callback(Output("head-head", "value"), Input({"type": "head-go", "head": ALL}, "n_clicks"),
-          prevent_initial_call=True)
+@callback(
+    Output("head-head", "value"),
+    Input({"type": "head-go", "head": ALL}, "n_clicks"),
+    prevent_initial_call=True,
+)
 def go(clicks: list[Any]) -> Any:
     """Another head of the layer."""
     asked = dash.ctx.triggered_id

@@ -17,12 +17,22 @@ from apps.workbench.tell import empty, link, page, shown
 dash.register_page(__name__, path="/", title="interp")
 
 STEPS = (
-    ("/pair", "Build a pair", "Two prompts that differ in one thing, aligned token by token and "
-     "checked before anything is measured."),
-    ("/patching", "Patch", "Put one run's activations into the other, everywhere, and see what "
-     "moves the answer."),
-    ("/models", "Look at the models", "What each model is, what it can do, and why it cannot "
-     "do the rest."),
+    (
+        "/pair",
+        "Build a pair",
+        "Two prompts that differ in one thing, aligned token by token and "
+        "checked before anything is measured.",
+    ),
+    (
+        "/patching",
+        "Patch",
+        "Put one run's activations into the other, everywhere, and see what moves the answer.",
+    ),
+    (
+        "/models",
+        "Look at the models",
+        "What each model is, what it can do, and why it cannot do the rest.",
+    ),
 )
 
 
@@ -36,10 +46,20 @@ def layout(**_query: Any) -> Any:
         "activation of the clean run into the corrupt run: 1 means that alone restores the "
         "answer, 0 that nothing moved. Open a cell to see why.",
         welcome(),
-        html.Div([html.Section([html.H2("Go on from here"), steps()], className="stack"),
-                  html.Section([html.H2("Last runs"), html.Div(last_runs(), id="home-runs"),
-                                dcc.Store(id="home-newest", data=newest())], className="stack")],
-                 className="halves"),
+        html.Div(
+            [
+                html.Section([html.H2("Go on from here"), steps()], className="stack"),
+                html.Section(
+                    [
+                        html.H2("Last runs"),
+                        html.Div(last_runs(), id="home-runs"),
+                        dcc.Store(id="home-newest", data=newest()),
+                    ],
+                    className="stack",
+                ),
+            ],
+            className="halves",
+        ),
     )
 
 
@@ -50,15 +70,22 @@ def welcome() -> Any:
         return frame(bench().result(run), run)
     if job:
         return live(job, heading="Computing your first grid")
-    return empty("No grid yet", "The worker is not running, so nothing could be computed.",
-                 dcc.Link("Runs & jobs", href=link("/runs"), className="button"))
+    return empty(
+        "No grid yet",
+        "The worker is not running, so nothing could be computed.",
+        dcc.Link("Runs & jobs", href=link("/runs"), className="button"),
+    )
 
 
 def steps() -> html.Div:
     """Three ways on."""
     return html.Div(
-        [dcc.Link([html.H3(name), html.P(words, className="muted")], href=link(path),
-                  className="card") for path, name, words in STEPS],
+        [
+            dcc.Link(
+                [html.H3(name), html.P(words, className="muted")], href=link(path), className="card"
+            )
+            for path, name, words in STEPS
+        ],
         className="stack",
     )
 
@@ -69,9 +96,13 @@ def newest() -> str:
     return rows[0].id if rows else ""
 
 
-@callback(Output("home-runs", "children"), Output("home-newest", "data"),
-          Input("pulse", "n_intervals"), State("home-newest", "data"),
-          prevent_initial_call=True)
+@callback(
+    Output("home-runs", "children"),
+    Output("home-newest", "data"),
+    Input("pulse", "n_intervals"),
+    State("home-newest", "data"),
+    prevent_initial_call=True,
+)
 def look_again(_beats: Any, known: str) -> Any:
     """The list again when there is a newer run."""
     now = newest()

@@ -20,16 +20,23 @@ def layout(name: str = "", **query: Any) -> Any:
     entry = bench().method(name)
     if entry is None:
         known = bench().listed_methods()
-        links = [dcc.Link(e.get("title") or k, href=link(f"/method/{k}"), className="button")
-                 for k, e in known.items()]
-        words = "There is no method of that name here." if known else \
-            "The worker has not published its methods yet; load the page again in a moment."
+        links = [
+            dcc.Link(e.get("title") or k, href=link(f"/method/{k}"), className="button")
+            for k, e in known.items()
+        ]
+        words = (
+            "There is no method of that name here."
+            if known
+            else "The worker has not published its methods yet; load the page again in a moment."
+        )
         return page("Method", words, empty("No such method", "These are here.", *links))
     start, notices = starting(entry, query)
     return page(
-        entry.get("title") or name, entry.get("question") or "",
+        entry.get("title") or name,
+        entry.get("question") or "",
         *(notice(words, kind="warn") for words in notices),
-        work(name, **start), sources(entry),
+        work(name, **start),
+        sources(entry),
     )
 
 

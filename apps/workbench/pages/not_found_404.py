@@ -16,9 +16,13 @@ dash.register_page(__name__, path="/404", title="Not found · interp")
 def layout(**_query: Any) -> Any:
     """What to do instead."""
     return page(
-        "There is no such page", "The link may be old, or lack its end.",
-        empty("Nothing here", "These pages are.",
-              dcc.Link("Home", href=link("/"), className="button"),
-              dcc.Link("Pair builder", href=link("/pair"), className="button"),
-              dcc.Link("Runs & jobs", href=link("/runs"), className="button")),
+        "There is no such page",
+        "The link may be old, or lack its end.",
+        empty(
+            "Nothing here",
+            "These pages are.",
+            dcc.Link("Home", href=link("/"), className="button"),
+            dcc.Link("Pair builder", href=link("/pair"), className="button"),
+            dcc.Link("Runs & jobs", href=link("/runs"), className="button"),
+        ),
     )

@@ -24,7 +24,8 @@ MOST_TEXT = 20_000
 EXAMPLE = {
     "clean": "When Mary and John went to the store, John gave a drink to",
     "corrupt": "When Mary and John went to the store, Mary gave a drink to",
-    "right": " Mary", "wrong": " John",
+    "right": " Mary",
+    "wrong": " John",
 }
 
 
@@ -36,28 +37,45 @@ def layout(model: str = "", **_query: Any) -> Any:
             model_picker("pair", model),
             dmc.Tabs(
                 [
-                    dmc.TabsList([dmc.TabsTab("Task", value="task"),
-                                  dmc.TabsTab("Two prompts", value="text"),
-                                  dmc.TabsTab("File", value="file")]),
+                    dmc.TabsList(
+                        [
+                            dmc.TabsTab("Task", value="task"),
+                            dmc.TabsTab("Two prompts", value="text"),
+                            dmc.TabsTab("File", value="file"),
+                        ]
+                    ),
                     dmc.TabsPanel(by_task(), value="task", pt=12),
                     dmc.TabsPanel(by_text(), value="text", pt=12),
                     dmc.TabsPanel(by_file(), value="file", pt=12),
                 ],
-                value="task", id="pair-mode",
+                value="task",
+                id="pair-mode",
             ),
-            dmc.Select(label="Beginning-of-sequence token", id="pair-bos", size="sm",
-                       data=[{"value": "auto", "label": "as the model does by default"},
-                             {"value": "yes", "label": "put one in front"},
-                             {"value": "no", "label": "none"}], value="auto",
-                       allowDeselect=False),
-            html.Button("Check this pair", id="pair-check", className="button go",
-                        type="button"),
+            dmc.Select(
+                label="Beginning-of-sequence token",
+                id="pair-bos",
+                size="sm",
+                data=[
+                    {"value": "auto", "label": "as the model does by default"},
+                    {"value": "yes", "label": "put one in front"},
+                    {"value": "no", "label": "none"},
+                ],
+                value="auto",
+                allowDeselect=False,
+            ),
+            html.Button("Check this pair", id="pair-check", className="button go", type="button"),
         ],
         className="card stack",
     )
-    right = html.Div(empty("No pair yet", "Press Check: the two prompts are aligned token by "
-                           "token, and the model is asked whether it can do this at all."),
-                     id="pair-out", className="stack")
+    right = html.Div(
+        empty(
+            "No pair yet",
+            "Press Check: the two prompts are aligned token by "
+            "token, and the model is asked whether it can do this at all.",
+        ),
+        id="pair-out",
+        className="stack",
+    )
     return page(
         "Pair builder",
         "A pair is two prompts that differ in one thing. What the model does on the clean one, "
@@ -72,78 +90,153 @@ def by_task() -> html.Div:
     families = interp.TASKS
     options = [{"value": k, "label": f.title} for k, f in families.items()]
     first = next(iter(families))
-    return html.Div([
-        dmc.Select(label="Task", data=options, value=first, id="pair-task", allowDeselect=False,
-                   size="sm"),
-        html.Div(task_form(first), id="pair-knobs"),
-    ], className="stack")
+    return html.Div(
+        [
+            dmc.Select(
+                label="Task",
+                data=options,
+                value=first,
+                id="pair-task",
+                allowDeselect=False,
+                size="sm",
+            ),
+            html.Div(task_form(first), id="pair-knobs"),
+        ],
+        className="stack",
+    )
 
 
 def task_form(name: str) -> list[Any]:
     """A family's question and its knobs."""
     family = interp.TASKS[name]
-    return [html.P(family.question, className="faint"),
-            form_of("pair-task", forms.fields_of(family.schema()))]
+    return [
+        html.P(family.question, className="faint"),
+        form_of("pair-task", forms.fields_of(family.schema())),
+    ]
 
 
 def by_text() -> html.Div:
     """Two prompts and their answers as text."""
+
     def text(name: str, label: str, **more: Any) -> Any:
-        return dmc.Textarea(label=label, id=f"pair-{name}", value=EXAMPLE[name], autosize=True,
-                            minRows=2, maxRows=8, spellCheck=False, size="sm", **more)
+        return dmc.Textarea(
+            label=label,
+            id=f"pair-{name}",
+            value=EXAMPLE[name],
+            autosize=True,
+            minRows=2,
+            maxRows=8,
+            spellCheck=False,
+            size="sm",
+            **more,
+        )
 
     def answer(name: str, label: str, words: str) -> Any:
-        return dmc.TextInput(label=label, id=f"pair-{name}", value=EXAMPLE[name], size="sm",
-                             description=words, styles={"input": {"fontFamily": "var(--mono)"}})
+        return dmc.TextInput(
+            label=label,
+            id=f"pair-{name}",
+            value=EXAMPLE[name],
+            size="sm",
+            description=words,
+            styles={"input": {"fontFamily": "var(--mono)"}},
+        )
 
-    return html.Div([
-        text("clean", "Clean prompt"), text("corrupt", "Corrupt prompt"),
-        answer("right", "Right answer", "with its leading space; several apart by |"),
-        answer("wrong", "Wrong answer", "what the corrupt prompt should bring; may be empty"),
-        dmc.Switch(label="Answers of several tokens", id="pair-span", checked=False,
-                   description="scored by the summed log-probability of the span"),
-    ], className="stack")
+    return html.Div(
+        [
+            text("clean", "Clean prompt"),
+            text("corrupt", "Corrupt prompt"),
+            answer("right", "Right answer", "with its leading space; several apart by |"),
+            answer("wrong", "Wrong answer", "what the corrupt prompt should bring; may be empty"),
+            dmc.Switch(
+                label="Answers of several tokens",
+                id="pair-span",
+                checked=False,
+                description="scored by the summed log-probability of the span",
+            ),
+        ],
+        className="stack",
+    )
 
 
 def by_file() -> html.Div:
     """A table of pairs."""
-    return html.Div([
-        dcc.Upload(html.Div(["Drop a JSONL or CSV file here, or ", html.U("choose one")],
-                            id="pair-named"),
-                   id="pair-file", className="drop", max_size=10_000_000, multiple=False),
-        html.P("Columns clean, corrupt, right and, if you like, wrong and template. At most "
-               "10 MB. The file stays on this computer.", className="faint"),
-        dmc.Switch(label="Leave out the rows that cannot be used", id="pair-skip", checked=False),
-    ], className="stack")
+    return html.Div(
+        [
+            dcc.Upload(
+                html.Div(
+                    ["Drop a JSONL or CSV file here, or ", html.U("choose one")], id="pair-named"
+                ),
+                id="pair-file",
+                className="drop",
+                max_size=10_000_000,
+                multiple=False,
+            ),
+            html.P(
+                "Columns clean, corrupt, right and, if you like, wrong and template. At most "
+                "10 MB. The file stays on this computer.",
+                className="faint",
+            ),
+            dmc.Switch(
+                label="Leave out the rows that cannot be used", id="pair-skip", checked=False
+            ),
+        ],
+        className="stack",
+    )
 
 
-@callback(Output("pair-knobs", "children"), Input("pair-task", "value"),
-          prevent_initial_call=True)
+@callback(Output("pair-knobs", "children"), Input("pair-task", "value"), prevent_initial_call=True)
 def other_task(name: str | None) -> Any:
     """The knobs of the chosen family."""
     return task_form(name) if name in interp.TASKS else no_update
 
 
-@callback(Output("pair-named", "children"), Input("pair-file", "filename"),
-          prevent_initial_call=True)
+@callback(
+    Output("pair-named", "children"), Input("pair-file", "filename"), prevent_initial_call=True
+)
 def named(name: str | None) -> Any:
     """Say which file was given."""
     return f"{name} is ready; press Check." if name else no_update
 
 
 @callback(
-    Output("pair-out", "children"), Input("pair-check", "n_clicks"),
-    State("pair-mode", "value"), State("pair-model", "value"), State("pair-bos", "value"),
-    State("pair-task", "value"), State(control_id("pair-task", ALL), "value"),
-    State(control_id("pair-task", ALL), "checked"), State(control_id("pair-task", ALL), "id"),
-    State("pair-clean", "value"), State("pair-corrupt", "value"), State("pair-right", "value"),
-    State("pair-wrong", "value"), State("pair-span", "checked"), State("pair-file", "contents"),
-    State("pair-file", "filename"), State("pair-skip", "checked"), prevent_initial_call=True,
+    Output("pair-out", "children"),
+    Input("pair-check", "n_clicks"),
+    State("pair-mode", "value"),
+    State("pair-model", "value"),
+    State("pair-bos", "value"),
+    State("pair-task", "value"),
+    State(control_id("pair-task", ALL), "value"),
+    State(control_id("pair-task", ALL), "checked"),
+    State(control_id("pair-task", ALL), "id"),
+    State("pair-clean", "value"),
+    State("pair-corrupt", "value"),
+    State("pair-right", "value"),
+    State("pair-wrong", "value"),
+    State("pair-span", "checked"),
+    State("pair-file", "contents"),
+    State("pair-file", "filename"),
+    State("pair-skip", "checked"),
+    prevent_initial_call=True,
     running=[(Output("pair-check", "disabled"), True, False)],
 )
-def check(clicks: Any, mode: str, model: str, bos: str, task: str, values: Any, flags: Any,
-          ids: Any, clean: str, corrupt: str, right: str, wrong: str, span: bool, contents: str,
-          filename: str, skip: bool) -> Any:
+def check(
+    clicks: Any,
+    mode: str,
+    model: str,
+    bos: str,
+    task: str,
+    values: Any,
+    flags: Any,
+    ids: Any,
+    clean: str,
+    corrupt: str,
+    right: str,
+    wrong: str,
+    span: bool,
+    contents: str,
+    filename: str,
+    skip: bool,
+) -> Any:
     """Make the pair, align it, and ask the model."""
     if not clicks:
         return no_update
@@ -166,14 +259,23 @@ def task_source(name: str, given: dict[str, Any]) -> dict[str, Any]:
     """
     fields = forms.fields_of(interp.TASKS[name].schema())
     knobs = forms.parse_values(fields, given).or_raise("This task")
-    kept = {f.name: knobs[f.name] for f in fields
-            if f.name in knobs and (knobs[f.name] != f.default or f.name in ("n", "seed"))}
+    kept = {
+        f.name: knobs[f.name]
+        for f in fields
+        if f.name in knobs and (knobs[f.name] != f.default or f.name in ("n", "seed"))
+    }
     words = ",".join(f"{k}={forms.text_of(v)}" for k, v in kept.items())
     return {"ref": f"{name}:{words}" if words else name}
 
 
-def text_source(model: str, clean: Any, corrupt: Any, right: Any, wrong: Any, span: bool,
-                ) -> dict[str, Any]:
+def text_source(
+    model: str,
+    clean: Any,
+    corrupt: Any,
+    right: Any,
+    wrong: Any,
+    span: bool,
+) -> dict[str, Any]:
     """Two prompts and their answers as columns of one row.
 
     Raises:
@@ -181,8 +283,10 @@ def text_source(model: str, clean: Any, corrupt: Any, right: Any, wrong: Any, sp
     """
     texts = {"clean": str(clean or ""), "corrupt": str(corrupt or "")}
     if max(map(len, texts.values())) > MOST_TEXT:
-        raise interp.InterpError(f"A prompt is longer than {MOST_TEXT:,} characters.",
-                                 remedy="Shorten it, or give a file.")
+        raise interp.InterpError(
+            f"A prompt is longer than {MOST_TEXT:,} characters.",
+            remedy="Shorten it, or give a file.",
+        )
     answers = {"right": str(right or ""), "wrong": str(wrong or "")}
     form = {"answer_form": "span" if span else "set", "name": "your own pair"}
     if not bench().has_tokenizer(model):
@@ -202,7 +306,8 @@ def token_ids(name: str, text: str) -> list[int]:
     if not all(w.isascii() and w.isdigit() and len(w) < 9 for w in words):
         raise interp.InterpError(
             f"This model has no tokenizer, and {name} was given as {text[:40]!r}.",
-            remedy="Write token ids apart by spaces, as in 5 17 4.")
+            remedy="Write token ids apart by spaces, as in 5 17 4.",
+        )
     return [int(w) for w in words]
 
 
@@ -217,9 +322,8 @@ def file_source(contents: Any, filename: Any, skip: bool) -> dict[str, Any]:
     try:
         text = base64.b64decode(str(contents).partition(",")[2], validate=True).decode("utf-8-sig")
     except (binascii.Error, UnicodeDecodeError):
-        raise interp.InterpError("The file is no UTF-8 text.",
-                                 remedy="Save it as UTF-8 JSONL or CSV.") from None
+        raise interp.InterpError(
+            "The file is no UTF-8 text.", remedy="Save it as UTF-8 JSONL or CSV."
+        ) from None
     form = "csv" if str(filename or "").lower().endswith(".csv") else "auto"
     return {"text": text, "form": form, "skip_bad": skip, "name": str(filename or "")[:80]}
-
-

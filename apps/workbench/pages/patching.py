@@ -24,17 +24,21 @@ def layout(**query: Any) -> Any:
     entry = bench().method(METHOD) or {}
     start, notices = starting(entry, query)
     return page(
-        "Patching", entry.get("question") or "Which activations carry what differs between two "
-        "prompts?",
+        "Patching",
+        entry.get("question") or "Which activations carry what differs between two prompts?",
         *(notice(words, kind="warn") for words in notices),
-        html.Div(html.P("The first pair of the task is shown here.", className="faint"),
-                 id="patching-pair", className="card"),
+        html.Div(
+            html.P("The first pair of the task is shown here.", className="faint"),
+            id="patching-pair",
+            className="card",
+        ),
         work(METHOD, **start),
     )
 
 
 @callback(
-    Output("patching-pair", "children"), Input(work_id("model", METHOD), "value"),
+    Output("patching-pair", "children"),
+    Input(work_id("model", METHOD), "value"),
     Input(work_id("task", METHOD), "value"),
 )
 def show_pair(model: str | None, task: str | None) -> Any:
@@ -57,7 +61,8 @@ def pair_rows(pairs: Any, row: int = 0) -> Any:
     named = html.Div(
         [
             html.Span(f"Pair {row + 1} of {len(pairs)}", className="faint"),
-            html.Span("right", className="faint"), *answers(pairs.answer_text, pairs.right[row]),
+            html.Span("right", className="faint"),
+            *answers(pairs.answer_text, pairs.right[row]),
             html.Span("wrong" if pairs.wrong[row] else "", className="faint"),
             *answers(pairs.answer_text, pairs.wrong[row]),
         ],

@@ -25,11 +25,17 @@ def layout(run_id: str = "", **query: Any) -> Any:
     result = bench().result(full)
     view, notices = read_view(query, result.data)
     row = bench().store.row(full)
-    actions = [dcc.Link("Run it again, changed", className="button",
-                        href=link("/method/" + result.spec["method"], run=full)),
-               dcc.Link("Compare", href=link("/compare", a=full), className="button")]
+    actions = [
+        dcc.Link(
+            "Run it again, changed",
+            className="button",
+            href=link("/method/" + result.spec["method"], run=full),
+        ),
+        dcc.Link("Compare", href=link("/compare", a=full), className="button"),
+    ]
     return page(
-        title_of(result), f"Run {full[:8]}, {when(row.created)}.",
+        title_of(result),
+        f"Run {full[:8]}, {when(row.created)}.",
         *(notice(words, kind="warn") for words in notices),
         frame(result, full, view, heading="Result", linked=False),
         html.Section([html.H2("Tags and note"), label_editor(row)], className="card stack"),
