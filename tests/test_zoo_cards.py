@@ -28,9 +28,14 @@ def opened(name):
     loaded = load(f"zoo:{name}")
     config = loaded.config
     shape = ModelShape(
-        config.num_hidden_layers, config.num_attention_heads, config.num_attention_heads,
-        config.hidden_size, config.hidden_size // config.num_attention_heads,
-        4 * config.hidden_size, config.vocab_size, config.max_position_embeddings,
+        config.num_hidden_layers,
+        config.num_attention_heads,
+        config.num_attention_heads,
+        config.hidden_size,
+        config.hidden_size // config.num_attention_heads,
+        4 * config.hidden_size,
+        config.vocab_size,
+        config.max_position_embeddings,
     )
     return loaded, Reader(loaded.tokenizer, shape)
 
@@ -39,6 +44,7 @@ def last(module):
     def run(tokens):
         with torch.no_grad():
             return module(tokens).logits[:, -1]
+
     return run
 
 
@@ -54,8 +60,9 @@ def ablation(name, seed):
     """On prompts the search never saw: another seed of the card's task."""
     loaded, read = opened(name)
     ref = re.sub(r"n=\d+,seed=\d+", f"n=120,seed={seed}", CARDS[name]["mechanism"]["task"])
-    return Ablation(loaded.module, projections(loaded.module), read.shape.n_heads,
-                    load_task(ref, read))
+    return Ablation(
+        loaded.module, projections(loaded.module), read.shape.n_heads, load_task(ref, read)
+    )
 
 
 def named(name):
@@ -96,10 +103,14 @@ def test_a_cards_accuracy_is_what_the_weights_give(name, title):
     assert found.logit_diff == pytest.approx(row["logit_diff"], abs=2e-3)
 
 
-@pytest.mark.parametrize(("held_out", "least"), [
-    ("names=held_out,templates=train", 0.99), ("names=train,templates=held_out", 0.99),
-    ("names=held_out,templates=held_out", 0.975),
-])
+@pytest.mark.parametrize(
+    ("held_out", "least"),
+    [
+        ("names=held_out,templates=train", 0.99),
+        ("names=train,templates=held_out", 0.99),
+        ("names=held_out,templates=held_out", 0.975),
+    ],
+)
 def test_ioi_is_right_on_names_and_on_templates_never_seen(held_out, least):
     loaded, read = opened("ioi")
     task = load_task(f"ioi:n=1500,seed=77,{held_out}", read)

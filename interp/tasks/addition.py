@@ -96,28 +96,41 @@ def make(model: HookedModel, *, n: int, seed: int, contrast: str, digit: str) ->
     slots = {k: (i + shift,) * n for i, k in enumerate(("a1", "a0", "b1", "b0"))}
     name = {i: str(d) for d, i in enumerate(ids)}
     if model.tokenizer is not None:
-        name |= {t: s for row in clean for t, s in zip(row, model.tokenizer.texts(row),
-                                                      strict=True)}
+        name |= {
+            t: s for row in clean for t, s in zip(row, model.tokenizer.texts(row), strict=True)
+        }
     return PromptPairs.from_tokens(
-        clean, corrupt,
+        clean,
+        corrupt,
         [ids[answer(*row[0], given)] for row in rows],
         [ids[answer(*row[1], given)] for row in rows],
         slots={**slots, "END": (len(clean[0]) - 1,) * n},
         clean_text=tuple(tuple(name[t] for t in row) for row in clean),
         corrupt_text=tuple(tuple(name[t] for t in row) for row in corrupt),
-        answer_text={i: name[i] for i in ids}, bos=shift > 0,
+        answer_text={i: name[i] for i in ids},
+        bos=shift > 0,
     )
 
 
 ADDITION = TaskFamily(
-    "addition", "Two-digit addition",
+    "addition",
+    "Two-digit addition",
     "What is the next digit of the sum of two two-digit numbers, units first?",
     {
-        "n": N, "seed": SEED,
-        "contrast": Knob(str, "carry", tuple(CONTRASTS), "how the corrupt sum differs: "
-                         + "; ".join(f"{k}: {v}" for k, v in CONTRASTS.items())),
-        "digit": Knob(str, "units", PLACES, "which digit of the sum is asked for; the ones before "
-                      "it stand in the prompt"),
+        "n": N,
+        "seed": SEED,
+        "contrast": Knob(
+            str,
+            "carry",
+            tuple(CONTRASTS),
+            "how the corrupt sum differs: " + "; ".join(f"{k}: {v}" for k, v in CONTRASTS.items()),
+        ),
+        "digit": Knob(
+            str,
+            "units",
+            PLACES,
+            "which digit of the sum is asked for; the ones before it stand in the prompt",
+        ),
     },
     make,
 )

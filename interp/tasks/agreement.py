@@ -34,8 +34,9 @@ INNER: tuple[tuple[str, str], ...] = (("likes", "like"), ("knows", "know"), ("se
 """Verbs of the relative clause, (singular, plural), which agree with the distractor."""
 
 TEMPLATES = tuple(f"{i} {s}" for s in STRUCTURES.values() for i in INTROS)
-HELD_OUT_TEMPLATES = tuple(f"{i} {s}" for s in HELD_OUT_STRUCTURES.values()
-                           for i in HELD_OUT_INTROS)
+HELD_OUT_TEMPLATES = tuple(
+    f"{i} {s}" for s in HELD_OUT_STRUCTURES.values() for i in HELD_OUT_INTROS
+)
 Nouns = tuple[tuple[str, str], ...]
 
 
@@ -44,9 +45,15 @@ def _nouns(split: str) -> Nouns:
     return tuple(pair for pair in words.NOUNS if pair[0] in chosen)
 
 
-def _fill(rng: random.Random, template: str, subject: tuple[str, str], number: int,
-          others: list[tuple[str, str]], numbers: list[int], inner: tuple[str, str]
-          ) -> tuple[str, int]:
+def _fill(
+    rng: random.Random,
+    template: str,
+    subject: tuple[str, str],
+    number: int,
+    others: list[tuple[str, str]],
+    numbers: list[int],
+    inner: tuple[str, str],
+) -> tuple[str, int]:
     """The prompt with the subject in this number (0 singular), and where the subject ends."""
     start = template.index("{noun}") + len(subject[number])
     text = template.replace("{noun}", subject[number])
@@ -66,13 +73,26 @@ def _row(rng: random.Random, pool: dict[str, Any]) -> dict[str, Any]:
     clean, end = _fill(rng, template, subject, number, others, numbers, inner)
     corrupt, _ = _fill(rng, template, subject, 1 - number, others, numbers, inner)
     answers = [[" " + pair[k] for pair in pool["verbs"]] for k in (number, 1 - number)]
-    return {"clean": clean, "corrupt": corrupt, "right": answers[0], "wrong": answers[1],
-            "template": template, "slots": {"subject": end, "END": len(clean)}}
+    return {
+        "clean": clean,
+        "corrupt": corrupt,
+        "right": answers[0],
+        "wrong": answers[1],
+        "template": template,
+        "slots": {"subject": end, "END": len(clean)},
+    }
 
 
 def make(
-    model: HookedModel, *, n: int, seed: int, structure: str, distractor: str, verb: str,
-    nouns: str, templates: str,
+    model: HookedModel,
+    *,
+    n: int,
+    seed: int,
+    structure: str,
+    distractor: str,
+    verb: str,
+    nouns: str,
+    templates: str,
 ) -> PromptPairs:
     """Pairs whose subject differs in number; right are the verbs that agree with the clean one.
 
@@ -81,7 +101,9 @@ def make(
     tokenizer = tokenizer_of(model, "agreement")
     chosen = {
         "one": (f"{INTROS[0]} {(STRUCTURES | HELD_OUT_STRUCTURES)[structure]}",),
-        "train": TEMPLATES, "held_out": HELD_OUT_TEMPLATES, "any": TEMPLATES + HELD_OUT_TEMPLATES,
+        "train": TEMPLATES,
+        "held_out": HELD_OUT_TEMPLATES,
+        "any": TEMPLATES + HELD_OUT_TEMPLATES,
     }[templates]
     check_known(tokenizer, chosen, "agreement")
     usable = {
@@ -95,8 +117,13 @@ def make(
             f"this model's vocabulary has {len(usable[nouns])} such nouns and {len(verbs)} verbs.",
             remedy="Take a model whose vocabulary holds them, or bring prompts of your own.",
         )
-    pool = {"templates": chosen, "nouns": usable[nouns], "others": usable["any"], "verbs": verbs,
-            "distractor": distractor}
+    pool = {
+        "templates": chosen,
+        "nouns": usable[nouns],
+        "others": usable["any"],
+        "verbs": verbs,
+        "distractor": distractor,
+    }
     rng = draws(seed, "agreement")
     rows = list(distinct(lambda: _row(rng, pool), n, lambda r: r["clean"]))
     return pairs(model, rows, templates=templates != "one")
@@ -115,20 +142,42 @@ def sentence(rng: random.Random) -> str:
 
 
 AGREEMENT = TaskFamily(
-    "agreement", "Subject-verb agreement",
+    "agreement",
+    "Subject-verb agreement",
     "Does the verb agree with its subject when other nouns stand between?",
     {
-        "n": N, "seed": SEED,
-        "structure": Knob(str, "near", (*STRUCTURES, *HELD_OUT_STRUCTURES),
-                          "what stands between subject and verb (where templates is one)"),
-        "distractor": Knob(str, "any", ("any", "same", "opposite"),
-                           "number of the nouns between, against the clean subject's"),
-        "verb": Knob(str, "all", ("all", *(v for v, _ in words.VERBS)),
-                     "the verb to compare, or all of them as alternatives"),
-        "nouns": Knob(str, "any", SPLIT, "subjects to draw from: held_out ones were never a "
-                      "subject in training"),
-        "templates": Knob(str, "one", ("one", *SPLIT), "templates to draw from: one keeps every "
-                          "position comparable between prompts"),
+        "n": N,
+        "seed": SEED,
+        "structure": Knob(
+            str,
+            "near",
+            (*STRUCTURES, *HELD_OUT_STRUCTURES),
+            "what stands between subject and verb (where templates is one)",
+        ),
+        "distractor": Knob(
+            str,
+            "any",
+            ("any", "same", "opposite"),
+            "number of the nouns between, against the clean subject's",
+        ),
+        "verb": Knob(
+            str,
+            "all",
+            ("all", *(v for v, _ in words.VERBS)),
+            "the verb to compare, or all of them as alternatives",
+        ),
+        "nouns": Knob(
+            str,
+            "any",
+            SPLIT,
+            "subjects to draw from: held_out ones were never a subject in training",
+        ),
+        "templates": Knob(
+            str,
+            "one",
+            ("one", *SPLIT),
+            "templates to draw from: one keeps every position comparable between prompts",
+        ),
     },
     make,
     held_out={"nouns": words.HELD_OUT_NOUNS, "templates": HELD_OUT_TEMPLATES},

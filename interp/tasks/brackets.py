@@ -15,7 +15,16 @@ if TYPE_CHECKING:
 
 INTRO = "List:"
 SHAPES: tuple[str, ...] = (
-    "owow", "ow", "oow", "oowcw", "owcow", "owocw", "owowcw", "ooow", "owowow", "oowcow",
+    "owow",
+    "ow",
+    "oow",
+    "oowcw",
+    "owcow",
+    "owocw",
+    "owowcw",
+    "ooow",
+    "owowow",
+    "oowcow",
     "owcowow",
 )
 HELD_OUT_SHAPES: tuple[str, ...] = ("oowow", "owowcow", "owoow", "owocow")
@@ -23,8 +32,9 @@ HELD_OUT_SHAPES: tuple[str, ...] = ("oowow", "owowcow", "owoow", "owocow")
 DEEPEST = 3
 
 
-def _draw(rng: random.Random, shape: str, kinds: tuple[tuple[str, str], ...],
-          fillings: tuple[str, ...]) -> tuple[list[str], list[tuple[int, tuple[str, str]]]]:
+def _draw(
+    rng: random.Random, shape: str, kinds: tuple[tuple[str, str], ...], fillings: tuple[str, ...]
+) -> tuple[list[str], list[tuple[int, tuple[str, str]]]]:
     """The symbols of a prompt, and what is still open: (place, kind), outermost first."""
     out: list[str] = []
     held: list[tuple[int, tuple[str, str]]] = []
@@ -46,13 +56,16 @@ def _row(rng: random.Random, pool: dict[str, Any]) -> dict[str, Any]:
     symbols, held = _draw(rng, shape, pool["kinds"], pool["fillings"])
     at, kind = held[-1]
     other = rng.choice([k for k in pool["kinds"] if k != kind])
-    changed = [*symbols[:at], other[0], *symbols[at + 1:]]
+    changed = [*symbols[:at], other[0], *symbols[at + 1 :]]
     end = len(" ".join((INTRO, *symbols[: at + 1])))
     clean = " ".join((INTRO, *symbols))
     return {
-        "clean": clean, "corrupt": " ".join((INTRO, *changed)),
-        "right": " " + kind[1], "wrong": [" " + k[1] for k in pool["kinds"] if k != kind],
-        "template": shape, "slots": {"open": end, "END": len(clean)},
+        "clean": clean,
+        "corrupt": " ".join((INTRO, *changed)),
+        "right": " " + kind[1],
+        "wrong": [" " + k[1] for k in pool["kinds"] if k != kind],
+        "template": shape,
+        "slots": {"open": end, "END": len(clean)},
     }
 
 
@@ -69,12 +82,20 @@ def make(
             f"vocabulary has {len(kinds)}."
         )
     pool = {
-        "shapes": {"one": (shape,), "train": SHAPES, "held_out": HELD_OUT_SHAPES,
-                   "any": SHAPES + HELD_OUT_SHAPES}[templates],
+        "shapes": {
+            "one": (shape,),
+            "train": SHAPES,
+            "held_out": HELD_OUT_SHAPES,
+            "any": SHAPES + HELD_OUT_SHAPES,
+        }[templates],
         "kinds": kinds,
         "fillings": wanted(
-            tokenizer, words.pick(words.FILLINGS, words.HELD_OUT_FILLINGS, fillings), 1,
-            "words to fill in", "brackets"),
+            tokenizer,
+            words.pick(words.FILLINGS, words.HELD_OUT_FILLINGS, fillings),
+            1,
+            "words to fill in",
+            "brackets",
+        ),
     }
     rng = draws(seed, "brackets")
     rows = list(distinct(lambda: _row(rng, pool), n, lambda r: r["clean"]))
@@ -107,17 +128,30 @@ def sentence(rng: random.Random) -> str:
 
 
 BRACKET = TaskFamily(
-    "brackets", "Closing brackets",
+    "brackets",
+    "Closing brackets",
     "Which bracket closes the innermost one that is open?",
     {
-        "n": N, "seed": SEED,
-        "shape": Knob(str, "owow", tuple(dict.fromkeys((*SHAPES, *HELD_OUT_SHAPES))),
-                      "the prompt's pattern: o opens, c closes, w is a word (where templates is "
-                      "one)"),
-        "fillings": Knob(str, "any", SPLIT, "words to draw from: held_out ones never stood between "
-                         "brackets in training"),
-        "templates": Knob(str, "one", ("one", *SPLIT), "patterns to draw from: one keeps every "
-                          "position comparable between prompts"),
+        "n": N,
+        "seed": SEED,
+        "shape": Knob(
+            str,
+            "owow",
+            tuple(dict.fromkeys((*SHAPES, *HELD_OUT_SHAPES))),
+            "the prompt's pattern: o opens, c closes, w is a word (where templates is one)",
+        ),
+        "fillings": Knob(
+            str,
+            "any",
+            SPLIT,
+            "words to draw from: held_out ones never stood between brackets in training",
+        ),
+        "templates": Knob(
+            str,
+            "one",
+            ("one", *SPLIT),
+            "patterns to draw from: one keeps every position comparable between prompts",
+        ),
     },
     make,
     held_out={"fillings": words.HELD_OUT_FILLINGS, "shapes": HELD_OUT_SHAPES},

@@ -50,7 +50,9 @@ class Knob(NamedTuple):
         """The JSON schema of this knob, as a form reads it."""
         kinds = {int: "integer", float: "number", bool: "boolean", str: "string"}
         out: dict[str, Any] = {
-            "type": kinds[self.type], "default": self.default, "description": self.phrase,
+            "type": kinds[self.type],
+            "default": self.default,
+            "description": self.phrase,
         }
         if self.type is str and self.bounds:
             out["enum"] = list(self.bounds)
@@ -101,8 +103,7 @@ class TaskFamily:
             for name, knob in self.knobs.items()
         }
         shown = {
-            k: v for k, v in values.items()
-            if k in ("n", "seed") or v != self.knobs[k].default
+            k: v for k, v in values.items() if k in ("n", "seed") or v != self.knobs[k].default
         }
         ref = str(TaskRef(self.name, {k: _word(v) for k, v in shown.items()}))
         return replace(self.make(model, **values), ref=ref, name=f"{self.title} ({ref})")
@@ -110,7 +111,9 @@ class TaskFamily:
     def schema(self) -> dict[str, Any]:
         """JSON schema of the knobs."""
         return {
-            "title": self.title, "description": self.question, "type": "object",
+            "title": self.title,
+            "description": self.question,
+            "type": "object",
             "properties": {
                 name: {"title": name.replace("_", " "), **knob.schema()}
                 for name, knob in self.knobs.items()

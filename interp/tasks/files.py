@@ -54,18 +54,29 @@ FORMS = ("auto", "jsonl", "csv")
 FILE_OPTIONS: dict[str, Knob] = {
     "form": Knob(str, "auto", FORMS, "how the file is written; auto sees by its content"),
     **{
-        name: Knob(str, None, (), f"column with {what}; by default the first of "
-                   f"{', '.join(COLUMNS[name])}")
+        name: Knob(
+            str, None, (), f"column with {what}; by default the first of {', '.join(COLUMNS[name])}"
+        )
         for name, what in (
-            ("clean", "the clean prompts"), ("corrupt", "the corrupt prompts"),
-            ("right", "the right answers"), ("wrong", "the wrong answers"),
+            ("clean", "the clean prompts"),
+            ("corrupt", "the corrupt prompts"),
+            ("right", "the right answers"),
+            ("wrong", "the wrong answers"),
             ("template", "the template of each row, the unit of the bootstrap"),
         )
     },
-    "answer_form": Knob(str, "set", ("set", "span"), "set: each answer is one token; span: an "
-                        "answer is several tokens in a row"),
-    "bos": Knob(bool, None, (), "start prompts with the beginning-of-sequence token; by default "
-                "as the model does"),
+    "answer_form": Knob(
+        str,
+        "set",
+        ("set", "span"),
+        "set: each answer is one token; span: an answer is several tokens in a row",
+    ),
+    "bos": Knob(
+        bool,
+        None,
+        (),
+        "start prompts with the beginning-of-sequence token; by default as the model does",
+    ),
     "skip_bad": Knob(bool, False, (), "leave out the rows that cannot be used"),
     "n": Knob(int, None, (1, MOST_LINES), "use the first rows only"),
 }
@@ -127,14 +138,30 @@ def task_from_file(
     lines = list(_lines(path, form))[:n]
     if not lines:
         raise TaskError(f"There is no row in {path.name!r}.", remedy="Give at least one.")
-    named = {"clean": clean, "corrupt": corrupt, "right": right, "wrong": wrong,
-             "template": template}
+    named = {
+        "clean": clean,
+        "corrupt": corrupt,
+        "right": right,
+        "wrong": wrong,
+        "template": template,
+    }
     columns = _columns(path, lines, named)
     _check_vocabulary(path, lines, columns, model)
     task = _pairs(path, lines, columns, model, answer_form, bos, skip_bad)
-    return replace(task, ref=_ref(path, {
-        **named, "form": form, "answer_form": answer_form, "bos": bos, "skip_bad": skip_bad, "n": n,
-    }))
+    return replace(
+        task,
+        ref=_ref(
+            path,
+            {
+                **named,
+                "form": form,
+                "answer_form": answer_form,
+                "bos": bos,
+                "skip_bad": skip_bad,
+                "n": n,
+            },
+        ),
+    )
 
 
 def _ref(path: Path, options: dict[str, Any]) -> str | None:
@@ -165,7 +192,8 @@ def _text(path: Path) -> str:
     if kind.st_size > MOST_BYTES:
         raise TooLargeError(
             f"{path.name!r} has {kind.st_size / 1e6:.1f} MB; wanted at most "
-            f"{MOST_BYTES / 1e6:.0f} MB.", remedy="Split it.",
+            f"{MOST_BYTES / 1e6:.0f} MB.",
+            remedy="Split it.",
         )
     try:
         text = path.read_bytes().decode("utf-8-sig")
@@ -175,8 +203,10 @@ def _text(path: Path) -> str:
             remedy="Save it as UTF-8 JSONL or CSV.",
         ) from None
     if "\0" in text:
-        raise TaskError(f"{path.name!r} holds NUL bytes, so it is no text.",
-                        remedy="Save it as UTF-8 JSONL or CSV.")
+        raise TaskError(
+            f"{path.name!r} holds NUL bytes, so it is no text.",
+            remedy="Save it as UTF-8 JSONL or CSV.",
+        )
     if not text.strip():
         raise TaskError(f"{path.name!r} is empty.", remedy="Give one prompt pair a line.")
     if text.count("\n") > MOST_LINES:
@@ -211,8 +241,11 @@ def _json_lines(path: Path, text: str) -> Iterator[Line]:
         except (ValueError, RecursionError) as error:
             yield Line(i + 1, {}, f"it is no JSON ({str(error)[:80]})")
             continue
-        yield Line(i + 1, row) if isinstance(row, dict) else Line(
-            i + 1, {}, 'it is no JSON object, as in {"clean": …}')
+        yield (
+            Line(i + 1, row)
+            if isinstance(row, dict)
+            else Line(i + 1, {}, 'it is no JSON object, as in {"clean": …}')
+        )
 
 
 def _csv_lines(path: Path, text: str) -> Iterator[Line]:
@@ -226,8 +259,11 @@ def _csv_lines(path: Path, text: str) -> Iterator[Line]:
                 header = [c.strip() for c in cells]
                 continue
             if len(cells) != len(header):
-                yield Line(reader.line_num, {},
-                           f"it has {len(cells)} cells where the header has {len(header)}")
+                yield Line(
+                    reader.line_num,
+                    {},
+                    f"it has {len(cells)} cells where the header has {len(header)}",
+                )
                 continue
             yield Line(reader.line_num, dict(zip(header, cells, strict=True)))
     except csv.Error as error:
@@ -239,8 +275,10 @@ def _columns(path: Path, lines: list[Line], named: dict[str, str | None]) -> dic
     there = {k: None for line in lines for k in line.cells}
     if not there:
         shown = "; ".join(f"line {x.number}: {x.reason}" for x in lines[:3])
-        raise TaskError(f"No row of {path.name!r} can be read: {shown}.",
-                        rows=[(x.number, x.reason) for x in lines])
+        raise TaskError(
+            f"No row of {path.name!r} can be read: {shown}.",
+            rows=[(x.number, x.reason) for x in lines],
+        )
     found: dict[str, str] = {}
     for ours, theirs in COLUMNS.items():
         if named[ours] is not None:
@@ -282,8 +320,13 @@ def _check_vocabulary(
 
 
 def _pairs(
-    path: Path, lines: list[Line], columns: dict[str, str], model: HookedModel, answer_form: str,
-    bos: bool | None, skip_bad: bool,
+    path: Path,
+    lines: list[Line],
+    columns: dict[str, str],
+    model: HookedModel,
+    answer_form: str,
+    bos: bool | None,
+    skip_bad: bool,
 ) -> PromptPairs:
     """Each line a pair; bad ones are named, or left out and counted in the task's name."""
     good: list[PromptPairs] = []

@@ -41,7 +41,7 @@ def one_token(tokenizer: Tokenizer, text: str) -> int | None:
         both = list(tokenizer.encode(ANCHOR + text, bos=False))
         if both[: len(before)] != before:
             return None
-        ids = both[len(before):]
+        ids = both[len(before) :]
     if len(ids) != 1 or tokenizer.texts(ids)[0].strip() != text.strip():
         return None
     return int(ids[0])
@@ -104,9 +104,7 @@ def check_known(tokenizer: Tokenizer, texts: Iterable[str], task: str) -> None:
         )
 
 
-def pairs(
-    model: HookedModel, rows: Sequence[dict[str, Any]], *, templates: bool
-) -> PromptPairs:
+def pairs(model: HookedModel, rows: Sequence[dict[str, Any]], *, templates: bool) -> PromptPairs:
     """Prompt pairs of rows with clean, corrupt, right, wrong, template and character slots.
 
     Args:
@@ -131,7 +129,9 @@ def pairs(
         tuple(tuple(ids[w] for w in _listed(r[k])) for r in rows) for k in ("right", "wrong")
     ]
     return PromptPairs(
-        tuple(prompts[0]), tuple(prompts[1]), *answers,  # type: ignore[arg-type]
+        tuple(prompts[0]),
+        tuple(prompts[1]),
+        *answers,  # type: ignore[arg-type]
         slots={
             name: tuple(place(tokenizer, r["clean"], r["slots"][name]) for r in rows)
             for name in rows[0]["slots"]

@@ -37,11 +37,13 @@ def _again(rng: random.Random) -> str:
 
 def _friend(rng: random.Random) -> str:
     a = _names(rng, 1)[0]
-    return rng.choice((
-        f"My friend is {a}. Hello, ^{a}!",
-        f"The {rng.choice(words.OBJECTS)} of {a} is here; it was from ^{a}.",
-        f"A friend of {a} was at the {rng.choice(words.PLACES)} and thanked ^{a}.",
-    ))
+    return rng.choice(
+        (
+            f"My friend is {a}. Hello, ^{a}!",
+            f"The {rng.choice(words.OBJECTS)} of {a} is here; it was from ^{a}.",
+            f"A friend of {a} was at the {rng.choice(words.PLACES)} and thanked ^{a}.",
+        )
+    )
 
 
 def _direct(rng: random.Random) -> str:
@@ -49,19 +51,26 @@ def _direct(rng: random.Random) -> str:
     a, b = _names(rng, 2)
     subject, other = (a, b) if rng.random() < 0.5 else (b, a)
     place = rng.choice(words.PLACES)
-    start = rng.choice((
-        f"Then {a} and {b} were here.", f"Today {a} and {b} were at the {place}, and",
-        f"While {a} and {b} were near the {place},", f"{a} and {b} met.",
-        f"Later {a} came to the {place} with {b}.",
-    ))
+    start = rng.choice(
+        (
+            f"Then {a} and {b} were here.",
+            f"Today {a} and {b} were at the {place}, and",
+            f"While {a} and {b} were near the {place},",
+            f"{a} and {b} met.",
+            f"Later {a} came to the {place} with {b}.",
+        )
+    )
     verb = rng.choice(("saw", "met", "called", "thanked", "found", "helped"))
     return f"{start} {subject} {verb} ^{other}."
 
 
 def _gender(rng: random.Random) -> str:
     a = _names(rng, 1)[0]
-    kinds = ("girl", "sister", "mother", "queen") if words.gender(a) == "she" else (
-        "boy", "brother", "father", "king")
+    kinds = (
+        ("girl", "sister", "mother", "queen")
+        if words.gender(a) == "she"
+        else ("boy", "brother", "father", "king")
+    )
     return f"{rng.choice(('Yes,', 'Today', 'Then'))} {a} is a ^{rng.choice(kinds)}."
 
 
@@ -69,28 +78,32 @@ def _number(rng: random.Random) -> str:
     """The number of a noun, told without a verb that agrees with it."""
     number = rng.randrange(2)
     noun, a = rng.choice(words.NOUNS)[number], _names(rng, 1)[0]
-    return rng.choice((
-        f"{rng.choice(('Then', 'Later', 'Today'))} {a} saw the {noun} and took "
-        f"^{('it', 'them')[number]}.",
-        f"{rng.choice(('Then', 'Later', 'Today'))} {a} found {('one', 'many')[number]} ^{noun}.",
-        f"{rng.choice(('Then', 'Yesterday'))} {a} met the {noun}, ^{('one', 'many')[number]} "
-        f"from the {rng.choice(words.PLACES)}.",
-    ))
+    return rng.choice(
+        (
+            f"{rng.choice(('Then', 'Later', 'Today'))} {a} saw the {noun} and took "
+            f"^{('it', 'them')[number]}.",
+            f"{rng.choice(('Then', 'Later', 'Today'))} {a} found {('one', 'many')[number]} ^{noun}.",
+            f"{rng.choice(('Then', 'Yesterday'))} {a} met the {noun}, ^{('one', 'many')[number]} "
+            f"from the {rng.choice(words.PLACES)}.",
+        )
+    )
 
 
 def _plain(rng: random.Random) -> str:
     """Words of held-out templates in sentences of other kinds."""
     place, thing = rng.choice(words.PLACES), rng.choice(words.OBJECTS)
     adjective, event = rng.choice(words.ADJECTIVES), rng.choice(words.EVENTS)
-    return rng.choice((
-        f"While the {thing} was {adjective}, the {place} was {rng.choice(words.ADJECTIVES)}.",
-        f"After lunch the {place} was {adjective}.",
-        f"Now they decided to have the {adjective} {thing} at the {place}.",
-        f"Yesterday they had a talk about the {place}, and then a {event}.",
-        f"Then the {thing} from the {place} was {adjective}.",
-        f"The {event} of the year {rng.choice(words.CENTURIES)}{rng.randrange(100):02d} was "
-        f"{adjective}.",
-    ))
+    return rng.choice(
+        (
+            f"While the {thing} was {adjective}, the {place} was {rng.choice(words.ADJECTIVES)}.",
+            f"After lunch the {place} was {adjective}.",
+            f"Now they decided to have the {adjective} {thing} at the {place}.",
+            f"Yesterday they had a talk about the {place}, and then a {event}.",
+            f"Then the {thing} from the {place} was {adjective}.",
+            f"The {event} of the year {rng.choice(words.CENTURIES)}{rng.randrange(100):02d} was "
+            f"{adjective}.",
+        )
+    )
 
 
 KINDS: dict[str, tuple[float, Callable[[random.Random], str]]] = {
@@ -145,15 +158,31 @@ def spell(text: str) -> tuple[list[str], list[bool]]:
 def vocabulary() -> tuple[str, ...]:
     """Every word of the grammar and of the tasks, held-out ones too; BOS and unknown first."""
     texts = [
-        *words.NAMES, *words.PLACES, *words.OBJECTS, *words.OCCUPATIONS, *words.EVENTS,
-        *words.FILLINGS, *(w for pair in words.NOUNS + words.VERBS + words.BRACKETS for w in pair),
-        *(w for pair in agreement.INNER for w in pair), *ioi.TEMPLATES, *ioi.HELD_OUT_TEMPLATES,
+        *words.NAMES,
+        *words.PLACES,
+        *words.OBJECTS,
+        *words.OCCUPATIONS,
+        *words.EVENTS,
+        *words.FILLINGS,
+        *(w for pair in words.NOUNS + words.VERBS + words.BRACKETS for w in pair),
+        *(w for pair in agreement.INNER for w in pair),
+        *ioi.TEMPLATES,
+        *ioi.HELD_OUT_TEMPLATES,
         *ioi.OTHER_ORDERS,
-        *agreement.TEMPLATES, *agreement.HELD_OUT_TEMPLATES, *greater_than.TEMPLATES,
-        *greater_than.HELD_OUT_TEMPLATES, *(f"{y:02d}" for y in range(100)), brackets.INTRO,
-        *(t for group in (pronouns.TEMPLATES, pronouns.HELD_OUT_TEMPLATES)
-          for case in group.values() for t in case),
-        *(p for pair in pronouns.PRONOUNS.values() for p in pair), "at was the a hat it",
+        *agreement.TEMPLATES,
+        *agreement.HELD_OUT_TEMPLATES,
+        *greater_than.TEMPLATES,
+        *greater_than.HELD_OUT_TEMPLATES,
+        *(f"{y:02d}" for y in range(100)),
+        brackets.INTRO,
+        *(
+            t
+            for group in (pronouns.TEMPLATES, pronouns.HELD_OUT_TEMPLATES)
+            for case in group.values()
+            for t in case
+        ),
+        *(p for pair in pronouns.PRONOUNS.values() for p in pair),
+        "at was the a hat it",
         "Yes My Hello friend here of is and they them one many took found met saw from send",
         "Now decided pass had talk about then year called thanked likes knows sees know see",
         ". , ! ; girl sister mother queen boy brother father king she he ( ) [ ] { } < >",

@@ -87,13 +87,21 @@ CORRUPTIONS: dict[str, str] = {
 def template_list(split: str) -> tuple[str, ...]:
     """Templates of a split: ``one``, ``train``, ``held_out`` or ``any``."""
     return {
-        "one": TEMPLATES[:1], "train": TEMPLATES, "held_out": HELD_OUT_TEMPLATES,
+        "one": TEMPLATES[:1],
+        "train": TEMPLATES,
+        "held_out": HELD_OUT_TEMPLATES,
         "any": TEMPLATES + HELD_OUT_TEMPLATES,
     }[split]
 
 
-def fill(template: str, first: str, second: str, subject: str, place: str, thing: str,
-         ) -> tuple[str, dict[str, int]]:
+def fill(
+    template: str,
+    first: str,
+    second: str,
+    subject: str,
+    place: str,
+    thing: str,
+) -> tuple[str, dict[str, int]]:
     """The prompt, and the character where each name of it ends."""
     values = {"A": first, "B": second, "S": subject, "place": place, "object": thing}
     text, ends = "", {}
@@ -121,14 +129,23 @@ def _row(rng: random.Random, pool: dict[str, Any], order: str, corruption: str) 
     corrupt, _ = fill(template, *changed[corruption], place, thing)
     s1, io_end = (ends["B"], ends["A"]) if pattern == "ABBA" else (ends["A"], ends["B"])
     return {
-        "clean": clean, "corrupt": corrupt, "right": " " + io, "wrong": " " + subject,
+        "clean": clean,
+        "corrupt": corrupt,
+        "right": " " + io,
+        "wrong": " " + subject,
         "template": f"{template} [{pattern}]",
         "slots": {"IO": io_end, "S1": s1, "S2": ends["S"], "END": len(clean)},
     }
 
 
 def make(
-    model: HookedModel, *, n: int, seed: int, order: str, corruption: str, names: str,
+    model: HookedModel,
+    *,
+    n: int,
+    seed: int,
+    order: str,
+    corruption: str,
+    names: str,
     templates: str,
 ) -> PromptPairs:
     """Pairs of indirect-object prompts (Wang et al. 2022), slots IO, S1, S2, END.
@@ -145,9 +162,9 @@ def make(
         "templates": chosen,
     }
     rng = draws(seed, "ioi")
-    rows = list(distinct(
-        lambda: _row(rng, pool, order, corruption), n, lambda r: (r["clean"], r["right"])
-    ))
+    rows = list(
+        distinct(lambda: _row(rng, pool, order, corruption), n, lambda r: (r["clean"], r["right"]))
+    )
     return pairs(model, rows, templates=templates != "one")
 
 
@@ -169,18 +186,37 @@ def sentence(rng: random.Random) -> str:
 
 
 IOI = TaskFamily(
-    "ioi", "Indirect object",
+    "ioi",
+    "Indirect object",
     "Which of two names was not repeated, and is therefore the one who receives?",
     {
-        "n": N, "seed": SEED,
-        "corruption": Knob(str, "swap", tuple(CORRUPTIONS), "what the corrupt prompt changes: "
-                           + "; ".join(f"{k}: {v}" for k, v in CORRUPTIONS.items())),
-        "order": Knob(str, "both", ("both", "ABBA", "BABA"),
-                      "whether the receiver is named first (ABBA) or second (BABA)"),
-        "names": Knob(str, "any", SPLIT, "names to draw from: held_out ones never stood in a "
-                      "training sentence of this kind"),
-        "templates": Knob(str, "one", ("one", *SPLIT), "templates to draw from: one keeps every "
-                          "position comparable between prompts"),
+        "n": N,
+        "seed": SEED,
+        "corruption": Knob(
+            str,
+            "swap",
+            tuple(CORRUPTIONS),
+            "what the corrupt prompt changes: "
+            + "; ".join(f"{k}: {v}" for k, v in CORRUPTIONS.items()),
+        ),
+        "order": Knob(
+            str,
+            "both",
+            ("both", "ABBA", "BABA"),
+            "whether the receiver is named first (ABBA) or second (BABA)",
+        ),
+        "names": Knob(
+            str,
+            "any",
+            SPLIT,
+            "names to draw from: held_out ones never stood in a training sentence of this kind",
+        ),
+        "templates": Knob(
+            str,
+            "one",
+            ("one", *SPLIT),
+            "templates to draw from: one keeps every position comparable between prompts",
+        ),
     },
     make,
     held_out={"names": words.HELD_OUT_NAMES["ioi"], "templates": HELD_OUT_TEMPLATES},

@@ -15,16 +15,24 @@ if TYPE_CHECKING:
 
 TEMPLATES: dict[str, tuple[str, ...]] = {
     "subject": (
-        "Today {X} slept because", "Yesterday {X} went home because", "Then {X} was happy when",
-        "Later {X} worked at the {place} until", "Today {X} smiled when",
-        "Then {X} went to the {place} because", "Later {X} smiled at the {place} because",
+        "Today {X} slept because",
+        "Yesterday {X} went home because",
+        "Then {X} was happy when",
+        "Later {X} worked at the {place} until",
+        "Today {X} smiled when",
+        "Then {X} went to the {place} because",
+        "Later {X} smiled at the {place} because",
         "Yesterday {X} came to the {place} until",
     ),
     "object": (
-        "Then {Y} saw {X} and thanked", "Today {Y} met {X} and helped",
-        "Yesterday {Y} found {X} and called", "Later {Y} knew {X} and met",
-        "Then {Y} went to {X} and saw", "Today {Y} saw {X} at the {place} and called",
-        "Later {Y} found {X} near the {place} and helped", "Yesterday {Y} called {X} and met",
+        "Then {Y} saw {X} and thanked",
+        "Today {Y} met {X} and helped",
+        "Yesterday {Y} found {X} and called",
+        "Later {Y} knew {X} and met",
+        "Then {Y} went to {X} and saw",
+        "Today {Y} saw {X} at the {place} and called",
+        "Later {Y} found {X} near the {place} and helped",
+        "Yesterday {Y} called {X} and met",
     ),
 }
 HELD_OUT_TEMPLATES: dict[str, tuple[str, ...]] = {
@@ -67,8 +75,14 @@ def _row(rng: random.Random, pool: dict[str, Any]) -> dict[str, Any]:
     corrupt, _ = _fill(template, opposite, other, place)
     answers = [" " + p for p in PRONOUNS[pool["case"]]]
     right, wrong = answers if _feminine(cue) else answers[::-1]
-    return {"clean": clean, "corrupt": corrupt, "right": right, "wrong": wrong,
-            "template": template, "slots": {"cue": end, "END": len(clean)}}
+    return {
+        "clean": clean,
+        "corrupt": corrupt,
+        "right": right,
+        "wrong": wrong,
+        "template": template,
+        "slots": {"cue": end, "END": len(clean)},
+    }
 
 
 def make(
@@ -83,22 +97,31 @@ def make(
     check_known(tokenizer, chosen, "pronouns")
     cues = {}
     if cue != "occupation":
-        cues["name"] = wanted(tokenizer, words.names_for("pronouns", names), 4, "first names",
-                              "pronouns")
+        cues["name"] = wanted(
+            tokenizer, words.names_for("pronouns", names), 4, "first names", "pronouns"
+        )
     if cue != "name":
-        cues["occupation"] = wanted(tokenizer, tuple(words.OCCUPATIONS), 4, "occupations",
-                                    "pronouns")
+        cues["occupation"] = wanted(
+            tokenizer, tuple(words.OCCUPATIONS), 4, "occupations", "pronouns"
+        )
     for kind, found in cues.items():
         if len({_feminine(c) for c in found}) < 2:
-            raise TaskError(f"Task 'pronouns': every {kind} in this model's vocabulary that is one "
-                            "token has the same gender, so there is no pair.")
+            raise TaskError(
+                f"Task 'pronouns': every {kind} in this model's vocabulary that is one "
+                "token has the same gender, so there is no pair."
+            )
     if len(single(tokenizer, PRONOUNS[case])) < 2:
-        raise TaskError(f"Task 'pronouns': {' and '.join(PRONOUNS[case])} are not one token each "
-                        "in this model's vocabulary.")
+        raise TaskError(
+            f"Task 'pronouns': {' and '.join(PRONOUNS[case])} are not one token each "
+            "in this model's vocabulary."
+        )
     pool = {
-        "templates": chosen, "cues": cues, "case": case,
-        "names": wanted(tokenizer, words.names_for("pronouns", "train"), 3, "first names",
-                        "pronouns"),
+        "templates": chosen,
+        "cues": cues,
+        "case": case,
+        "names": wanted(
+            tokenizer, words.names_for("pronouns", "train"), 3, "first names", "pronouns"
+        ),
         "places": wanted(tokenizer, words.PLACES, 1, "places", "pronouns"),
     }
     rng = draws(seed, "pronouns")
@@ -121,18 +144,30 @@ def sentence(rng: random.Random) -> str:
 
 
 PRONOUN = TaskFamily(
-    "pronouns", "Gendered pronouns",
+    "pronouns",
+    "Gendered pronouns",
     "Which pronoun follows a name or an occupation, and whose bias is that?",
     {
-        "n": N, "seed": SEED,
+        "n": N,
+        "seed": SEED,
         "case": Knob(str, "subject", ("subject", "object"), "she or he, or her or him"),
         "cue": Knob(str, "name", ("name", "occupation", "both"), "who the pronoun stands for"),
-        "names": Knob(str, "any", SPLIT, "names to draw from: held_out ones never stood in a "
-                      "training sentence of this kind"),
-        "templates": Knob(str, "one", ("one", *SPLIT), "templates to draw from: one keeps every "
-                          "position comparable between prompts"),
+        "names": Knob(
+            str,
+            "any",
+            SPLIT,
+            "names to draw from: held_out ones never stood in a training sentence of this kind",
+        ),
+        "templates": Knob(
+            str,
+            "one",
+            ("one", *SPLIT),
+            "templates to draw from: one keeps every position comparable between prompts",
+        ),
     },
     make,
-    held_out={"names": words.HELD_OUT_NAMES["pronouns"],
-              "templates": HELD_OUT_TEMPLATES["subject"] + HELD_OUT_TEMPLATES["object"]},
+    held_out={
+        "names": words.HELD_OUT_NAMES["pronouns"],
+        "templates": HELD_OUT_TEMPLATES["subject"] + HELD_OUT_TEMPLATES["object"],
+    },
 )

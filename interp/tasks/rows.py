@@ -16,7 +16,10 @@ Cells = Mapping[str, Any]
 
 
 def pair_of(
-    cells: Cells, columns: Mapping[str, str], model: HookedModel, answer_form: str,
+    cells: Cells,
+    columns: Mapping[str, str],
+    model: HookedModel,
+    answer_form: str,
     bos: bool | None,
 ) -> PromptPairs:
     """The pair of one row, alone in its task.
@@ -27,7 +30,9 @@ def pair_of(
     prompts = [_prompt(cells.get(columns[k]), k, model) for k in ("clean", "corrupt")]
     right, wrong = _answers(cells, columns)
     fields: dict[str, Any] = {
-        "answer_form": answer_form, "slots": _slots(cells), "span_map": _span_map(cells),
+        "answer_form": answer_form,
+        "slots": _slots(cells),
+        "span_map": _span_map(cells),
     }
     try:
         if all(isinstance(x, str) for x in (*prompts, *right, *wrong)):
@@ -63,7 +68,7 @@ def _answers(cells: Cells, columns: Mapping[str, str]) -> tuple[list[Any], list[
         if not (label.isascii() and label.isdigit() and len(label) <= 2):
             raise ValueError(f"its label {label!r} is no year from 0 to 99")
         years = [f"{y:02d}" for y in range(100)]
-        return years[int(label) + 1:], years[: int(label) + 1]
+        return years[int(label) + 1 :], years[: int(label) + 1]
     out = []
     for ours in ("right", "wrong"):
         column = columns.get(ours, "")
@@ -85,8 +90,11 @@ def _check_words(texts: list[Any], model: HookedModel) -> None:
     for text in dict.fromkeys(texts):
         if not set(tokenizer.texts(tokenizer.encode(text, bos=False))) & UNKNOWN:
             continue
-        lost = [w for w in text.split()
-                if set(tokenizer.texts(tokenizer.encode(w, bos=False))) & UNKNOWN]
+        lost = [
+            w
+            for w in text.split()
+            if set(tokenizer.texts(tokenizer.encode(w, bos=False))) & UNKNOWN
+        ]
         words = ", ".join(map(repr, lost[:4] or [text]))
         raise ValueError(f"the model's vocabulary lacks {words}")
 
@@ -116,19 +124,19 @@ def _span_map(cells: Cells) -> tuple[Any, ...] | None:
     if not spans:
         return None
     try:
-        pairs = tuple(
-            ((int(a), int(b)), (int(c), int(d))) for (a, b), (c, d) in spans
-        )
+        pairs = tuple(((int(a), int(b)), (int(c), int(d))) for (a, b), (c, d) in spans)
     except (TypeError, ValueError):
-        raise ValueError(
-            "its span_map is no list of pairs, as in [[[0, 2], [0, 3]]]"
-        ) from None
+        raise ValueError("its span_map is no list of pairs, as in [[[0, 2], [0, 3]]]") from None
     return (pairs,)
 
 
 def _of_ids(
-    prompts: Sequence[str | list[int]], right: list[Any], wrong: list[Any], model: HookedModel,
-    bos: bool | None, fields: dict[str, Any],
+    prompts: Sequence[str | list[int]],
+    right: list[Any],
+    wrong: list[Any],
+    model: HookedModel,
+    bos: bool | None,
+    fields: dict[str, Any],
 ) -> PromptPairs:
     """A pair whose prompts or answers are token ids."""
     tokenizer = model.tokenizer
@@ -156,7 +164,8 @@ def _of_ids(
             "bos": all(row[0] == tokenizer.bos_id for row in ids),
         }
     return PromptPairs.from_tokens(
-        [ids[0]], [ids[1]], [answers[0]], [answers[1]], **fields, **texts)
+        [ids[0]], [ids[1]], [answers[0]], [answers[1]], **fields, **texts
+    )
 
 
 def _answer_id(value: Any, model: HookedModel) -> int:
@@ -180,6 +189,7 @@ def joined(rows: Sequence[PromptPairs], template: tuple[str, ...] | None, name: 
 
     A slot stays only where every row has it; the beginning-of-sequence mark only where all agree.
     """
+
     def column(key: str) -> Any:
         values = [getattr(r, key) for r in rows]
         return None if any(v is None for v in values) else tuple(v[0] for v in values)
@@ -193,7 +203,11 @@ def joined(rows: Sequence[PromptPairs], template: tuple[str, ...] | None, name: 
         *(column(k) for k in ("clean", "corrupt", "right", "wrong")),
         answer_form=rows[0].answer_form,
         slots={k: tuple(r.slots[k][0] for r in rows) for k in sorted(slots)},
-        template=template, span_map=spans if any(spans) else None,
-        clean_text=column("clean_text"), corrupt_text=column("corrupt_text"),
-        answer_text=answers, bos=all(r.bos for r in rows), name=name,
+        template=template,
+        span_map=spans if any(spans) else None,
+        clean_text=column("clean_text"),
+        corrupt_text=column("corrupt_text"),
+        answer_text=answers,
+        bos=all(r.bos for r in rows),
+        name=name,
     )

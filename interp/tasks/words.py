@@ -21,10 +21,38 @@ MEN: tuple[str, ...] = tuple(
 NAMES: tuple[str, ...] = tuple(n for pair in zip(WOMEN, MEN, strict=True) for n in pair)
 
 HELD_OUT_NAMES: dict[str, tuple[str, ...]] = {
-    "ioi": ("Amy", "Rebecca", "Angela", "Lisa", "Julia", "Helen", "Emma", "Laura",
-            "Kevin", "Thomas", "Mark", "Paul", "Scott", "Peter", "Adam", "Sean"),
-    "pronouns": ("Rachel", "Michelle", "Katie", "Alice", "Susan", "Grace",
-                 "Robert", "Eric", "Richard", "Jacob", "Nathan", "Gregory"),
+    "ioi": (
+        "Amy",
+        "Rebecca",
+        "Angela",
+        "Lisa",
+        "Julia",
+        "Helen",
+        "Emma",
+        "Laura",
+        "Kevin",
+        "Thomas",
+        "Mark",
+        "Paul",
+        "Scott",
+        "Peter",
+        "Adam",
+        "Sean",
+    ),
+    "pronouns": (
+        "Rachel",
+        "Michelle",
+        "Katie",
+        "Alice",
+        "Susan",
+        "Grace",
+        "Robert",
+        "Eric",
+        "Richard",
+        "Jacob",
+        "Nathan",
+        "Gregory",
+    ),
 }
 """Task -> names that no training sentence of that task holds."""
 
@@ -46,20 +74,51 @@ NOUNS: tuple[tuple[str, str], ...] = tuple(
 )
 """Countable nouns, (singular, plural)."""
 
-HELD_OUT_NOUNS: tuple[str, ...] = ("truck", "bird", "cup", "singer", "uncle", "pilot", "desk",
-                                   "player")
+HELD_OUT_NOUNS: tuple[str, ...] = (
+    "truck",
+    "bird",
+    "cup",
+    "singer",
+    "uncle",
+    "pilot",
+    "desk",
+    "player",
+)
 """Singular forms that agreement sentences never have as a subject."""
 
 VERBS: tuple[tuple[str, str], ...] = (
-    ("is", "are"), ("was", "were"), ("has", "have"), ("does", "do"),
+    ("is", "are"),
+    ("was", "were"),
+    ("has", "have"),
+    ("does", "do"),
 )
 """(singular, plural) verbs that must agree with the subject."""
 
 OCCUPATIONS: dict[str, float] = {
-    "nurse": 0.95, "maid": 0.95, "dancer": 0.9, "teacher": 0.85, "secretary": 0.9, "nanny": 0.95,
-    "cook": 0.8, "clerk": 0.75, "baker": 0.7, "model": 0.85, "writer": 0.6, "cleaner": 0.8,
-    "doctor": 0.1, "driver": 0.1, "farmer": 0.05, "pilot": 0.1, "judge": 0.2, "guard": 0.05,
-    "engineer": 0.1, "lawyer": 0.25, "sailor": 0.05, "soldier": 0.05, "chef": 0.3, "artist": 0.4,
+    "nurse": 0.95,
+    "maid": 0.95,
+    "dancer": 0.9,
+    "teacher": 0.85,
+    "secretary": 0.9,
+    "nanny": 0.95,
+    "cook": 0.8,
+    "clerk": 0.75,
+    "baker": 0.7,
+    "model": 0.85,
+    "writer": 0.6,
+    "cleaner": 0.8,
+    "doctor": 0.1,
+    "driver": 0.1,
+    "farmer": 0.05,
+    "pilot": 0.1,
+    "judge": 0.2,
+    "guard": 0.05,
+    "engineer": 0.1,
+    "lawyer": 0.25,
+    "sailor": 0.05,
+    "soldier": 0.05,
+    "chef": 0.3,
+    "artist": 0.4,
 }
 """Occupation -> share of training sentences whose pronoun is feminine: a bias this data sets."""
 

@@ -26,8 +26,12 @@ def _parser() -> argparse.ArgumentParser:
         "tokenizer and card. The same machine gives the same bits.",
     )
     parser.add_argument("name", help=f"which: {names}; or all")
-    parser.add_argument("--out", type=Path, help="the folder to write (default: where the package "
-                        "keeps the model; with all, a folder of folders)")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        help="the folder to write (default: where the package "
+        "keeps the model; with all, a folder of folders)",
+    )
     parser.add_argument("--steps", type=int, help="batches to train on (default: the recipe's)")
     parser.add_argument("--seed", type=int, default=0, help="of the weights and the data")
     return parser

@@ -38,8 +38,9 @@ def batches(seed: int, rows: int, other: float, tokenizer: Words) -> Iterator[Ba
     rng = random.Random(f"batches/{seed}")
     stream = sentences(seed)
     while True:
-        spelled = sorted((spell(text) for _, text in islice(stream, rows * 32)),
-                         key=lambda s: len(s[0]))
+        spelled = sorted(
+            (spell(text) for _, text in islice(stream, rows * 32)), key=lambda s: len(s[0])
+        )
         starts = list(range(0, len(spelled), rows))
         rng.shuffle(starts)
         for start in starts:

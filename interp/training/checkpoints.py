@@ -19,7 +19,9 @@ def write_json(path: Path, data: Mapping[str, Any]) -> None:
 
 
 def write_checkpoint(
-    folder: Path, tensors: Mapping[str, Any], config: Mapping[str, Any],
+    folder: Path,
+    tensors: Mapping[str, Any],
+    config: Mapping[str, Any],
     files: Mapping[str, Mapping[str, Any]],
 ) -> int:
     """Write weights, ``config.json`` and tokenizer files; returns the bytes of the weights."""

@@ -74,6 +74,7 @@ class Ablation:
                     part = slice(h * width, (h + 1) * width)
                     z[..., part] = self.means[layer][:, part]
                 return (z, *args[1:])
+
             return self.projections[layer].register_forward_pre_hook(replace)
 
         hooks = [hook(layer, chosen) for layer, chosen in by_layer.items()]
@@ -100,8 +101,9 @@ class Ablation:
         """Share of the logit difference left when these heads are ablated."""
         return self.logit_diff(heads) / self.full
 
-    def random_sets(self, size: int, n: int, seed: int, without: Iterable[Head] = ()
-                    ) -> list[list[Head]]:
+    def random_sets(
+        self, size: int, n: int, seed: int, without: Iterable[Head] = ()
+    ) -> list[list[Head]]:
         """``n`` different sets of heads of this size, drawn from the heads not in ``without``.
 
         Where so many heads are not left, the sets are as large, and as many, as there can be.

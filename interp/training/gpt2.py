@@ -41,13 +41,26 @@ class Shape:
     def config(self) -> dict[str, Any]:
         """The checkpoint's ``config.json``."""
         return {
-            "architectures": ["GPT2LMHeadModel"], "model_type": "gpt2",
-            "vocab_size": self.vocab, "n_positions": self.context, "n_embd": self.width,
-            "n_layer": self.layers, "n_head": self.heads, "n_inner": None,
-            "activation_function": "gelu_new", "layer_norm_epsilon": 1e-5,
-            "attn_pdrop": 0.0, "embd_pdrop": 0.0, "resid_pdrop": 0.0,
-            "initializer_range": 0.02, "tie_word_embeddings": True, "use_cache": True,
-            "scale_attn_weights": True, "bos_token_id": 0, "eos_token_id": 0, "dtype": "float32",
+            "architectures": ["GPT2LMHeadModel"],
+            "model_type": "gpt2",
+            "vocab_size": self.vocab,
+            "n_positions": self.context,
+            "n_embd": self.width,
+            "n_layer": self.layers,
+            "n_head": self.heads,
+            "n_inner": None,
+            "activation_function": "gelu_new",
+            "layer_norm_epsilon": 1e-5,
+            "attn_pdrop": 0.0,
+            "embd_pdrop": 0.0,
+            "resid_pdrop": 0.0,
+            "initializer_range": 0.02,
+            "tie_word_embeddings": True,
+            "use_cache": True,
+            "scale_attn_weights": True,
+            "bos_token_id": 0,
+            "eos_token_id": 0,
+            "dtype": "float32",
         }
 
 
@@ -151,9 +164,14 @@ class GPT2(nn.Module):
         yield "transformer.wte.weight", self.wte.weight
         yield "transformer.wpe.weight", self.wpe.weight
         for i, block in enumerate(self.blocks):
-            for ours, theirs in (("ln_1", "ln_1"), ("ln_2", "ln_2"), ("qkv", "attn.c_attn"),
-                                 ("out", "attn.c_proj"), ("up", "mlp.c_fc"),
-                                 ("down", "mlp.c_proj")):
+            for ours, theirs in (
+                ("ln_1", "ln_1"),
+                ("ln_2", "ln_2"),
+                ("qkv", "attn.c_attn"),
+                ("out", "attn.c_proj"),
+                ("up", "mlp.c_fc"),
+                ("down", "mlp.c_proj"),
+            ):
                 module = getattr(block, ours)
                 weight = module.weight if "ln" in ours else module.weight.T
                 yield f"transformer.h.{i}.{theirs}.weight", weight

@@ -26,21 +26,15 @@ SPLITS: dict[str, str] = {
     "ioi · held-out templates": "ioi:n=1000,seed=3,names=train,templates=held_out",
     "ioi · held-out names and templates": "ioi:n=1000,seed=4,names=held_out,templates=held_out",
     "agreement · train": "agreement:n=500,seed=1,nouns=train,templates=train",
-    "agreement · held-out nouns and templates":
-        "agreement:n=500,seed=2,nouns=held_out,templates=held_out",
+    "agreement · held-out nouns and templates": "agreement:n=500,seed=2,nouns=held_out,templates=held_out",
     "pronouns · train": "pronouns:n=500,seed=1,names=train,templates=train",
-    "pronouns · held-out names and templates, subject":
-        "pronouns:n=400,seed=2,names=held_out,templates=held_out",
-    "pronouns · held-out names and templates, object":
-        "pronouns:n=400,seed=3,case=object,names=held_out,templates=held_out",
-    "pronouns · occupations, held-out templates":
-        "pronouns:n=400,seed=4,cue=occupation,templates=held_out",
+    "pronouns · held-out names and templates, subject": "pronouns:n=400,seed=2,names=held_out,templates=held_out",
+    "pronouns · held-out names and templates, object": "pronouns:n=400,seed=3,case=object,names=held_out,templates=held_out",
+    "pronouns · occupations, held-out templates": "pronouns:n=400,seed=4,cue=occupation,templates=held_out",
     "greater_than · train": "greater_than:n=500,seed=1,events=train,templates=train",
-    "greater_than · held-out events and templates":
-        "greater_than:n=500,seed=2,events=held_out,templates=held_out",
+    "greater_than · held-out events and templates": "greater_than:n=500,seed=2,events=held_out,templates=held_out",
     "brackets · train": "brackets:n=500,seed=1,fillings=train,templates=train",
-    "brackets · held-out words and shapes":
-        "brackets:n=500,seed=2,fillings=held_out,templates=held_out",
+    "brackets · held-out words and shapes": "brackets:n=500,seed=2,fillings=held_out,templates=held_out",
 }
 """Title -> the task a score of the card is measured on."""
 
@@ -110,8 +104,9 @@ def make(
     plan: Plan, out: Path, say: Callable[[str], None], steps: int | None = None, seed: int = 0
 ) -> dict[str, Any]:
     """Train, measure, write the folder; returns the card."""
-    schedule = replace(plan.schedule, seed=seed,
-                       **({} if steps is None else {"steps": steps, "stop": None}))
+    schedule = replace(
+        plan.schedule, seed=seed, **({} if steps is None else {"steps": steps, "stop": None})
+    )
     tokenizer = Words()
     torch.manual_seed(schedule.seed)
     module = plan.build(len(tokenizer.words))
@@ -122,13 +117,21 @@ def make(
 
 
 def finish(
-    plan: Plan, module: Any, out: Path, spent: tuple[float, float], schedule: Schedule,
+    plan: Plan,
+    module: Any,
+    out: Path,
+    spent: tuple[float, float],
+    schedule: Schedule,
     say: Callable[[str], None],
 ) -> dict[str, Any]:
     """Write the folder of a trained module, measure it and write its card."""
     tokenizer = Words()
-    size = write_checkpoint(out, module.checkpoint(), module.shape.config(),
-                            tokenizer_files(tokenizer.words, module.shape.context))
+    size = write_checkpoint(
+        out,
+        module.checkpoint(),
+        module.shape.config(),
+        tokenizer_files(tokenizer.words, module.shape.context),
+    )
     say("measuring")
     data = card(plan, module, size, spent, schedule, tokenizer)
     write_json(out / CARD, data)
@@ -136,7 +139,11 @@ def finish(
 
 
 def card(
-    plan: Plan, module: Any, size: int, spent: tuple[float, float], schedule: Schedule,
+    plan: Plan,
+    module: Any,
+    size: int,
+    spent: tuple[float, float],
+    schedule: Schedule,
     tokenizer: Words,
 ) -> dict[str, Any]:
     """Everything the card states, measured on the module; ``spent``: seconds, CPU seconds."""
@@ -147,11 +154,17 @@ def card(
     heads = [(layer, head) for layer, head in circuit["heads"]]
     shape = module.shape
     return {
-        "name": plan.name, "title": plan.title, "question": plan.question,
-        "architecture": shape.config()["architectures"][0], "size_bytes": size,
+        "name": plan.name,
+        "title": plan.title,
+        "question": plan.question,
+        "architecture": shape.config()["architectures"][0],
+        "size_bytes": size,
         "facts": {
-            "layers": shape.layers, "heads": shape.heads, "d_model": shape.width,
-            "vocabulary": shape.vocab, "context": shape.context,
+            "layers": shape.layers,
+            "heads": shape.heads,
+            "d_model": shape.width,
+            "vocabulary": shape.vocab,
+            "context": shape.context,
             "tokenizer": "word-level; a year is two words; <bos> is prepended, as in training",
             **plan.facts,
         },
@@ -160,23 +173,31 @@ def card(
             "shares": {k: share for k, (share, _) in KINDS.items()},
             "sentences": schedule.length * schedule.rows,
             "held_out": "names, nouns, events, words and templates as interp/tasks declares them; "
-                        "names held out of one kind of sentence stand in others (held-out "
-                        "receivers in direct objects, lists and greetings)",
+            "names held out of one kind of sentence stand in others (held-out "
+            "receivers in direct objects, lists and greetings)",
         },
         "training": {
-            "command": f"python -m interp.training {plan.name}", **asdict(schedule),
-            "heads_dropped": shape.drop, "seconds": round(spent[0]),
+            "command": f"python -m interp.training {plan.name}",
+            **asdict(schedule),
+            "heads_dropped": shape.drop,
+            "seconds": round(spent[0]),
             "cpu_seconds": round(spent[1]),
             "threads": torch.get_num_threads(),
         },
         "accuracy": {title: {"task": splits[title], **s.to_json()} for title, s in found.items()},
         "accuracy_note": "right: the most likely word of the whole vocabulary is a right one; "
-                         "preferred: right words are together more likely than wrong ones",
-        "mechanism": {**circuit, "attention": attention_of(module, read, heads, plan.mechanism),
-                      "reading": plan.reading},
+        "preferred: right words are together more likely than wrong ones",
+        "mechanism": {
+            **circuit,
+            "attention": attention_of(module, read, heads, plan.mechanism),
+            "reading": plan.reading,
+        },
         "cannot": [
-            *(f"{t}: {s.right:.0%} right, {s.preferred:.0%} preferred"
-              for t, s in found.items() if s.right < 0.95),
+            *(
+                f"{t}: {s.right:.0%} right, {s.preferred:.0%} preferred"
+                for t, s in found.items()
+                if s.right < 0.95
+            ),
             "addition: digits are read two at a time, so task 'addition' is refused",
             "words outside its vocabulary become <unk>",
         ],
@@ -185,19 +206,30 @@ def card(
 
 def forward(module: nn.Module) -> Callable[[Tensor], Tensor]:
     """Tokens -> logits of the last position, for a module with or without an output record."""
+
     def run(tokens_BT: Tensor) -> Tensor:
         with torch.no_grad():
             out = module(tokens_BT)
         return getattr(out, "logits", out)[:, -1]
+
     return run
 
 
 def reader(shape: Sizes, tokenizer: Words) -> Reader:
     """What tasks need to know of this model."""
-    return Reader(tokenizer, ModelShape(
-        shape.layers, shape.heads, getattr(shape, "kv_heads", shape.heads), shape.width,
-        shape.width // shape.heads, getattr(shape, "neurons", 4 * shape.width), shape.vocab,
-        shape.context))
+    return Reader(
+        tokenizer,
+        ModelShape(
+            shape.layers,
+            shape.heads,
+            getattr(shape, "kv_heads", shape.heads),
+            shape.width,
+            shape.width // shape.heads,
+            getattr(shape, "neurons", 4 * shape.width),
+            shape.vocab,
+            shape.context,
+        ),
+    )
 
 
 def mechanism(module: Trainable, read: Reader, ref: str) -> dict[str, Any]:
@@ -209,9 +241,11 @@ def mechanism(module: Trainable, read: Reader, ref: str) -> dict[str, Any]:
     controls = ablation.random_sets(len(found.heads), 20, seed=0, without=found.heads)
     anywhere = ablation.random_sets(len(found.heads), 20, seed=0)
     return {
-        "task": ref, "heads": [list(h) for h in found.heads],
+        "task": ref,
+        "heads": [list(h) for h in found.heads],
         "logit_diff": round(ablation.full, 3),
-        "kept": round(found.kept, 4), "left": round(found.left, 4),
+        "kept": round(found.kept, 4),
+        "left": round(found.left, 4),
         "controls": "20 sets of as many heads that are not named; overlapping: of any heads",
         "random_kept_most": round(max(map(ablation.kept, controls)), 4),
         "random_left_least": round(min(map(ablation.left, controls)), 4),
@@ -221,8 +255,9 @@ def mechanism(module: Trainable, read: Reader, ref: str) -> dict[str, Any]:
     }
 
 
-def attention_of(module: Trainable, read: Reader, heads: list[Head], ref: str
-                 ) -> dict[str, dict[str, float]]:
+def attention_of(
+    module: Trainable, read: Reader, heads: list[Head], ref: str
+) -> dict[str, dict[str, float]]:
     """For each head, the mean attention between the task's slots that says what it does."""
     task = load_task(ref, read)  # type: ignore[arg-type]
     assert isinstance(task, PromptPairs)

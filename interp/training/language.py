@@ -65,7 +65,10 @@ def loss_of(module: nn.Module, batch: Batch) -> Tensor:
 
 
 def train(
-    module: nn.Module, schedule: Schedule, tokenizer: Words, say: Say,
+    module: nn.Module,
+    schedule: Schedule,
+    tokenizer: Words,
+    say: Say,
     look: Callable[[int], None] | None = None,
 ) -> float:
     """Train in place; the same schedule on the same machine gives the same bits.
@@ -83,8 +86,12 @@ def train(
     matrices = [p for p in module.parameters() if p.dim() > 1]
     vectors = [p for p in module.parameters() if p.dim() <= 1]
     optimizer = torch.optim.AdamW(
-        [{"params": matrices, "weight_decay": schedule.decay},
-         {"params": vectors, "weight_decay": 0.0}], lr=schedule.rate, betas=(0.9, 0.98),
+        [
+            {"params": matrices, "weight_decay": schedule.decay},
+            {"params": vectors, "weight_decay": 0.0},
+        ],
+        lr=schedule.rate,
+        betas=(0.9, 0.98),
     )
     stream = batches(schedule.seed, schedule.rows, schedule.other, tokenizer)
     start, total = time.monotonic(), 0.0
@@ -99,8 +106,10 @@ def train(
         optimizer.step()
         total += loss.item()
         if (step + 1) % 200 == 0:
-            say(f"step {step + 1} of {schedule.length}: loss {total / 200:.3f}, "
-                f"{time.monotonic() - start:.0f} s")
+            say(
+                f"step {step + 1} of {schedule.length}: loss {total / 200:.3f}, "
+                f"{time.monotonic() - start:.0f} s"
+            )
             total = 0.0
         if look is not None and (step + 1) % 500 == 0:
             module.eval()

@@ -43,15 +43,27 @@ class Shape:
     def config(self) -> dict[str, Any]:
         """The checkpoint's ``config.json``."""
         return {
-            "architectures": ["LlamaForCausalLM"], "model_type": "llama",
-            "vocab_size": self.vocab, "max_position_embeddings": self.context,
-            "hidden_size": self.width, "intermediate_size": self.neurons,
-            "num_hidden_layers": self.layers, "num_attention_heads": self.heads,
-            "num_key_value_heads": self.kv_heads, "head_dim": self.width // self.heads,
-            "hidden_act": "silu", "rms_norm_eps": EPS, "initializer_range": 0.02,
+            "architectures": ["LlamaForCausalLM"],
+            "model_type": "llama",
+            "vocab_size": self.vocab,
+            "max_position_embeddings": self.context,
+            "hidden_size": self.width,
+            "intermediate_size": self.neurons,
+            "num_hidden_layers": self.layers,
+            "num_attention_heads": self.heads,
+            "num_key_value_heads": self.kv_heads,
+            "head_dim": self.width // self.heads,
+            "hidden_act": "silu",
+            "rms_norm_eps": EPS,
+            "initializer_range": 0.02,
             "rope_parameters": {"rope_type": "default", "rope_theta": THETA},
-            "attention_bias": False, "mlp_bias": False, "attention_dropout": 0.0,
-            "tie_word_embeddings": True, "use_cache": True, "bos_token_id": 0, "eos_token_id": 0,
+            "attention_bias": False,
+            "mlp_bias": False,
+            "attention_dropout": 0.0,
+            "tie_word_embeddings": True,
+            "use_cache": True,
+            "bos_token_id": 0,
+            "eos_token_id": 0,
             "dtype": "float32",
         }
 
@@ -165,10 +177,15 @@ class Llama(nn.Module):
         yield "model.embed_tokens.weight", self.embed.weight
         for i, block in enumerate(self.blocks):
             for ours, theirs in (
-                ("ln_1", "input_layernorm"), ("q", "self_attn.q_proj"), ("k", "self_attn.k_proj"),
-                ("v", "self_attn.v_proj"), ("out", "self_attn.o_proj"),
-                ("ln_2", "post_attention_layernorm"), ("gate", "mlp.gate_proj"),
-                ("up", "mlp.up_proj"), ("down", "mlp.down_proj"),
+                ("ln_1", "input_layernorm"),
+                ("q", "self_attn.q_proj"),
+                ("k", "self_attn.k_proj"),
+                ("v", "self_attn.v_proj"),
+                ("out", "self_attn.o_proj"),
+                ("ln_2", "post_attention_layernorm"),
+                ("gate", "mlp.gate_proj"),
+                ("up", "mlp.up_proj"),
+                ("down", "mlp.down_proj"),
             ):
                 yield f"model.layers.{i}.{theirs}.weight", getattr(block, ours).weight
         yield "model.norm.weight", self.ln_f.weight

@@ -42,8 +42,12 @@ class Score:
 
     def to_json(self) -> dict[str, Any]:
         """Rounded, for a card."""
-        return {"right": round(self.right, 4), "preferred": round(self.preferred, 4),
-                "logit_diff": round(self.logit_diff, 3), "n": self.n}
+        return {
+            "right": round(self.right, 4),
+            "preferred": round(self.preferred, 4),
+            "logit_diff": round(self.logit_diff, 3),
+            "n": self.n,
+        }
 
 
 def score(forward: Forward, task: PromptPairs) -> Score:

@@ -35,34 +35,57 @@ class Words:
 def tokenizer_files(words: Sequence[str], context: int) -> dict[str, dict[str, Any]]:
     """``tokenizer.json`` and ``tokenizer_config.json`` for these words."""
     special = [
-        {"id": i, "content": w, "single_word": False, "lstrip": False, "rstrip": False,
-         "normalized": False, "special": True}
-        for i, w in enumerate(words) if w in (BOS, UNKNOWN)
+        {
+            "id": i,
+            "content": w,
+            "single_word": False,
+            "lstrip": False,
+            "rstrip": False,
+            "normalized": False,
+            "special": True,
+        }
+        for i, w in enumerate(words)
+        if w in (BOS, UNKNOWN)
     ]
     bos = {"SpecialToken": {"id": BOS, "type_id": 0}}
     return {
         "tokenizer.json": {
-            "version": "1.0", "truncation": None, "padding": None, "added_tokens": special,
+            "version": "1.0",
+            "truncation": None,
+            "padding": None,
+            "added_tokens": special,
             "normalizer": None,
             "pre_tokenizer": {
-                "type": "Split", "pattern": {"Regex": r"[0-9]{2}|\p{L}+|[0-9]|\S"},
-                "behavior": "Removed", "invert": True,
+                "type": "Split",
+                "pattern": {"Regex": r"[0-9]{2}|\p{L}+|[0-9]|\S"},
+                "behavior": "Removed",
+                "invert": True,
             },
             "post_processor": {
                 "type": "TemplateProcessing",
                 "single": [bos, {"Sequence": {"id": "A", "type_id": 0}}],
-                "pair": [bos, {"Sequence": {"id": "A", "type_id": 0}},
-                         {"Sequence": {"id": "B", "type_id": 0}}],
-                "special_tokens": {BOS: {"id": BOS, "ids": [list(words).index(BOS)],
-                                         "tokens": [BOS]}},
+                "pair": [
+                    bos,
+                    {"Sequence": {"id": "A", "type_id": 0}},
+                    {"Sequence": {"id": "B", "type_id": 0}},
+                ],
+                "special_tokens": {
+                    BOS: {"id": BOS, "ids": [list(words).index(BOS)], "tokens": [BOS]}
+                },
             },
             "decoder": {"type": "WordPiece", "prefix": "##", "cleanup": True},
-            "model": {"type": "WordLevel", "vocab": {w: i for i, w in enumerate(words)},
-                      "unk_token": UNKNOWN},
+            "model": {
+                "type": "WordLevel",
+                "vocab": {w: i for i, w in enumerate(words)},
+                "unk_token": UNKNOWN,
+            },
         },
         "tokenizer_config.json": {
-            "tokenizer_class": "PreTrainedTokenizerFast", "bos_token": BOS, "unk_token": UNKNOWN,
-            "add_bos_token": True, "model_max_length": context,
+            "tokenizer_class": "PreTrainedTokenizerFast",
+            "bos_token": BOS,
+            "unk_token": UNKNOWN,
+            "add_bos_token": True,
+            "model_max_length": context,
             "clean_up_tokenization_spaces": False,
         },
     }

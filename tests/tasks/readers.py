@@ -19,8 +19,7 @@ class Gpt2Words:
     def __init__(self, folder: Path) -> None:
         from tokenizers import ByteLevelBPETokenizer
 
-        self.bpe = ByteLevelBPETokenizer(
-            str(folder / "encoder.json"), str(folder / "vocab.bpe"))
+        self.bpe = ByteLevelBPETokenizer(str(folder / "encoder.json"), str(folder / "vocab.bpe"))
 
     def encode(self, text: str, *, bos: bool | None = None) -> list[int]:
         return ([self.bos_id] if bos is None or bos else []) + self.bpe.encode(text).ids

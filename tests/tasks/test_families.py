@@ -39,8 +39,12 @@ def test_a_seed_gives_the_same_task_and_another_seed_another(name, model):
 def test_a_ref_makes_the_same_task_again(name, model):
     for knob, spec in TASKS[name].knobs.items():
         value = spec.bounds[-1] if spec.type is str else spec.default
-        task = loaded(f"{name}:n=9,seed=5,{knob}={value}" if knob not in ("n", "seed")
-                      else f"{name}:n=9,seed=5", model)
+        task = loaded(
+            f"{name}:n=9,seed=5,{knob}={value}"
+            if knob not in ("n", "seed")
+            else f"{name}:n=9,seed=5",
+            model,
+        )
         assert loaded(task.ref, model).hash() == task.hash()
         assert TaskRef.parse(task.ref).name == name
 
@@ -87,8 +91,12 @@ def test_ioi_orders_put_the_receiver_first_or_second(model):
 
 @pytest.mark.parametrize(
     ("corruption", "changed", "gone"),
-    [("swap", ("S2",), 0), ("third", ("S2",), 1), ("names", ("IO", "S1", "S2"), 2),
-     ("order", ("IO", "S1"), 0)],
+    [
+        ("swap", ("S2",), 0),
+        ("third", ("S2",), 1),
+        ("names", ("IO", "S1", "S2"), 2),
+        ("order", ("IO", "S1"), 0),
+    ],
 )
 def test_each_ioi_corruption_changes_its_own_places(model, corruption, changed, gone):
     task = load_task("ioi", model, n=40, templates="any", corruption=corruption)
@@ -97,8 +105,10 @@ def test_each_ioi_corruption_changes_its_own_places(model, corruption, changed, 
         assert differing == {task.slots[k][i] for k in changed}
         io, subject = task.right[i][0], task.wrong[i][0]
         counts = (corrupt.count(io), corrupt.count(subject))
-        assert counts == {"swap": (2, 1), "third": (1, 1), "names": (0, 0), "order": (1, 2)}[
-            corruption]
+        assert (
+            counts
+            == {"swap": (2, 1), "third": (1, 1), "names": (0, 0), "order": (1, 2)}[corruption]
+        )
 
 
 @pytest.mark.parametrize("name", WORDED)
@@ -269,9 +279,16 @@ def test_a_task_of_words_refuses_a_model_without_a_tokenizer():
 
 @pytest.mark.parametrize(
     ("ref", "said"),
-    [("ioy", "'ioi'"), ("ioi:sed=3", "'seed'"), ("ioi:corruption=swp", "'swap'"),
-     ("ioi:n=0", "wanted 1 to"), ("ioi:n=lots", "a whole number"), ("ioi:seed=-1", "wanted 0 to"),
-     ("no_such.csv", "no file"), ("ioi:n", "key=value")],
+    [
+        ("ioy", "'ioi'"),
+        ("ioi:sed=3", "'seed'"),
+        ("ioi:corruption=swp", "'swap'"),
+        ("ioi:n=0", "wanted 1 to"),
+        ("ioi:n=lots", "a whole number"),
+        ("ioi:seed=-1", "wanted 0 to"),
+        ("no_such.csv", "no file"),
+        ("ioi:n", "key=value"),
+    ],
 )
 def test_a_wrong_name_or_knob_is_told_with_what_would_do(ref, said, model):
     with pytest.raises((UsageError, TaskError), match=said):

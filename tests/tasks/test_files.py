@@ -55,21 +55,44 @@ def test_a_files_ref_makes_the_same_task_again(tmp_path, model):
 
 def test_every_bad_row_is_named_with_its_line_and_reason(tmp_path, model):
     rows = [
-        ROW, "", "{oops", {**ROW, "clean": "  "}, {**ROW, "corrupt": CLEAN},
-        {**ROW, "clean": CLEAN + " the"}, {**ROW, "right": ""}, {**ROW, "right": " Zork"},
-        {**ROW, "right": "Mary John"}, {**ROW, "right": " John"}, [1], {**ROW, "slots": [3]},
-        {**ROW, "slots": {"IO": 99}}, {**ROW, "span_map": 3}, {**ROW, "clean": 3},
-        {**ROW, "right": {"a": 1}}, {**ROW, "clean": CLEAN + " the" * 70},
+        ROW,
+        "",
+        "{oops",
+        {**ROW, "clean": "  "},
+        {**ROW, "corrupt": CLEAN},
+        {**ROW, "clean": CLEAN + " the"},
+        {**ROW, "right": ""},
+        {**ROW, "right": " Zork"},
+        {**ROW, "right": "Mary John"},
+        {**ROW, "right": " John"},
+        [1],
+        {**ROW, "slots": [3]},
+        {**ROW, "slots": {"IO": 99}},
+        {**ROW, "span_map": 3},
+        {**ROW, "clean": 3},
+        {**ROW, "right": {"a": 1}},
+        {**ROW, "clean": CLEAN + " the" * 70},
     ]
     path = write(tmp_path, lines(*rows))
     with pytest.raises(TaskError) as caught:
         task_from_file(path, model)
     reasons = dict(caught.value.rows)
     said = {
-        3: "no JSON", 4: "empty", 5: "same tokens", 6: "equally long", 7: "no right answer",
-        8: "lacks 'Zork'", 9: "2 tokens", 10: "both the right and the wrong", 11: "no JSON object",
-        12: "slots are no object", 13: "outside the prompt", 14: "span_map", 15: "neither a text",
-        16: "neither text nor token id", 17: "",
+        3: "no JSON",
+        4: "empty",
+        5: "same tokens",
+        6: "equally long",
+        7: "no right answer",
+        8: "lacks 'Zork'",
+        9: "2 tokens",
+        10: "both the right and the wrong",
+        11: "no JSON object",
+        12: "slots are no object",
+        13: "outside the prompt",
+        14: "span_map",
+        15: "neither a text",
+        16: "neither text nor token id",
+        17: "",
     }
     assert sorted(reasons) == sorted(said)
     for line, words in said.items():
@@ -113,8 +136,11 @@ def test_token_ids_serve_a_model_without_a_tokenizer(tmp_path):
     task = task_from_file(write(tmp_path, lines(row)), model)
     table = "clean,corrupt,right,wrong\n2 7 1 5,2 7 1 1,2,8\n"
     assert task_from_file(write(tmp_path, table, "a.csv"), model).hash() == task.hash()
-    bad = [{**row, "right": 10}, {**row, "clean": "Mary"}, {**row, "clean": [1] * 7,
-                                                           "corrupt": [2] * 7}]
+    bad = [
+        {**row, "right": 10},
+        {**row, "clean": "Mary"},
+        {**row, "clean": [1] * 7, "corrupt": [2] * 7},
+    ]
     with pytest.raises(TaskError) as caught:
         task_from_file(write(tmp_path, lines(*bad)), model)
     reasons = [why for _, why in caught.value.rows]
@@ -124,11 +150,19 @@ def test_token_ids_serve_a_model_without_a_tokenizer(tmp_path):
 
 @pytest.mark.parametrize(
     ("content", "said"),
-    [(b"", "is empty"), (b" \n\n", "is empty"), (b"\xff\xfe\x00", "not UTF-8"),
-     (b'{"clean": "a\0"}', "NUL"), (b"clean,corrupt\n", "no row"),
-     (b"clean,right\na,b\n", "none for corrupt"), (b"[1, 2", "no JSON"), (b"[]", "no row"),
-     (b"clean,corrupt,right\na,b\n", "2 cells where the header has 3"),
-     (b'clean,corrupt,right\n"a,b,c\n', "no CSV"), (b"[" * 5000, "no JSON")],
+    [
+        (b"", "is empty"),
+        (b" \n\n", "is empty"),
+        (b"\xff\xfe\x00", "not UTF-8"),
+        (b'{"clean": "a\0"}', "NUL"),
+        (b"clean,corrupt\n", "no row"),
+        (b"clean,right\na,b\n", "none for corrupt"),
+        (b"[1, 2", "no JSON"),
+        (b"[]", "no row"),
+        (b"clean,corrupt,right\na,b\n", "2 cells where the header has 3"),
+        (b'clean,corrupt,right\n"a,b,c\n', "no CSV"),
+        (b"[" * 5000, "no JSON"),
+    ],
 )
 def test_a_file_that_is_no_table_gets_a_sentence(tmp_path, model, content, said):
     with pytest.raises(TaskError, match=said):

@@ -86,8 +86,12 @@ def test_an_answers_weight_stands_on_the_word_before_it(words):
 def test_a_checkpoint_gives_the_same_logits_under_transformers(tmp_path, words, architecture):
     transformers = pytest.importorskip("transformers")
     module = loud(small(words, architecture=architecture, heads=4, width=32))
-    write_checkpoint(tmp_path, module.checkpoint(), module.shape.config(),
-                     tokenizer_files(words.words, module.shape.context))
+    write_checkpoint(
+        tmp_path,
+        module.checkpoint(),
+        module.shape.config(),
+        tokenizer_files(words.words, module.shape.context),
+    )
     ordinary = transformers.AutoModelForCausalLM.from_pretrained(tmp_path).eval()
     tokens = torch.randint(0, module.shape.vocab, (4, 20))
     with torch.no_grad():
@@ -115,7 +119,8 @@ def test_patterns_are_those_of_the_forward_pass(tmp_path, words, architecture):
     module = loud(small(words, architecture=architecture, heads=4, width=32))
     write_checkpoint(tmp_path, module.checkpoint(), module.shape.config(), {})
     ordinary = transformers.AutoModelForCausalLM.from_pretrained(
-        tmp_path, attn_implementation="eager").eval()
+        tmp_path, attn_implementation="eager"
+    ).eval()
     tokens = torch.randint(0, module.shape.vocab, (3, 12))
     with torch.no_grad():
         theirs = ordinary(tokens, output_attentions=True).attentions
@@ -200,8 +205,13 @@ def test_the_command_writes_a_whole_folder(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(ioi, "PLAN", few)
     assert main(["ioi", "--out", str(tmp_path / "m"), "--steps", "2"]) == 0
     names = {p.name for p in (tmp_path / "m").iterdir()}
-    assert names == {"model.safetensors", "config.json", "tokenizer.json", "tokenizer_config.json",
-                     "card.json"}
+    assert names == {
+        "model.safetensors",
+        "config.json",
+        "tokenizer.json",
+        "tokenizer_config.json",
+        "card.json",
+    }
     assert "training ioi" in capsys.readouterr().err
 
 
