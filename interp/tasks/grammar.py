@@ -78,11 +78,11 @@ def _number(rng: random.Random) -> str:
     """The number of a noun, told without a verb that agrees with it."""
     number = rng.randrange(2)
     noun, a = rng.choice(words.NOUNS)[number], _names(rng, 1)[0]
+    now = ("Then", "Later", "Today")
     return rng.choice(
         (
-            f"{rng.choice(('Then', 'Later', 'Today'))} {a} saw the {noun} and took "
-            f"^{('it', 'them')[number]}.",
-            f"{rng.choice(('Then', 'Later', 'Today'))} {a} found {('one', 'many')[number]} ^{noun}.",
+            f"{rng.choice(now)} {a} saw the {noun} and took ^{('it', 'them')[number]}.",
+            f"{rng.choice(now)} {a} found {('one', 'many')[number]} ^{noun}.",
             f"{rng.choice(('Then', 'Yesterday'))} {a} met the {noun}, ^{('one', 'many')[number]} "
             f"from the {rng.choice(words.PLACES)}.",
         )

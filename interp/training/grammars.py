@@ -20,21 +20,29 @@ from interp.training.language import Schedule, train
 from interp.training.scoring import Reader, scores
 from interp.training.vocabulary import Words, tokenizer_files
 
+NEW = "templates=held_out"
+
 SPLITS: dict[str, str] = {
     "ioi · train": "ioi:n=1000,seed=1,names=train,templates=train",
     "ioi · held-out names": "ioi:n=1000,seed=2,names=held_out,templates=train",
     "ioi · held-out templates": "ioi:n=1000,seed=3,names=train,templates=held_out",
     "ioi · held-out names and templates": "ioi:n=1000,seed=4,names=held_out,templates=held_out",
     "agreement · train": "agreement:n=500,seed=1,nouns=train,templates=train",
-    "agreement · held-out nouns and templates": "agreement:n=500,seed=2,nouns=held_out,templates=held_out",
+    "agreement · held-out nouns and templates": f"agreement:n=500,seed=2,nouns=held_out,{NEW}",
     "pronouns · train": "pronouns:n=500,seed=1,names=train,templates=train",
-    "pronouns · held-out names and templates, subject": "pronouns:n=400,seed=2,names=held_out,templates=held_out",
-    "pronouns · held-out names and templates, object": "pronouns:n=400,seed=3,case=object,names=held_out,templates=held_out",
-    "pronouns · occupations, held-out templates": "pronouns:n=400,seed=4,cue=occupation,templates=held_out",
+    "pronouns · held-out names and templates, subject": (
+        f"pronouns:n=400,seed=2,names=held_out,{NEW}"
+    ),
+    "pronouns · held-out names and templates, object": (
+        f"pronouns:n=400,seed=3,case=object,names=held_out,{NEW}"
+    ),
+    "pronouns · occupations, held-out templates": f"pronouns:n=400,seed=4,cue=occupation,{NEW}",
     "greater_than · train": "greater_than:n=500,seed=1,events=train,templates=train",
-    "greater_than · held-out events and templates": "greater_than:n=500,seed=2,events=held_out,templates=held_out",
+    "greater_than · held-out events and templates": (
+        f"greater_than:n=500,seed=2,events=held_out,{NEW}"
+    ),
     "brackets · train": "brackets:n=500,seed=1,fillings=train,templates=train",
-    "brackets · held-out words and shapes": "brackets:n=500,seed=2,fillings=held_out,templates=held_out",
+    "brackets · held-out words and shapes": f"brackets:n=500,seed=2,fillings=held_out,{NEW}",
 }
 """Title -> the task a score of the card is measured on."""
 
