@@ -193,7 +193,7 @@ class Bench(Holdings):
             "position": place.get("position", place.get("slot")),
         }
         return self.measure(
-            "verify_cell", {**fields, **where}, spec["model"]["ref"], self.task_of(spec)
+            "verify_cell", {**fields, **where}, self.model_of(spec), self.task_of(spec)
         )
 
     def estimate(
@@ -223,7 +223,7 @@ class Bench(Holdings):
     ) -> list[tuple[str, str, float]]:
         """What patching this head did in the stored runs of this model and task."""
         out = []
-        for row in self.store.list(model=model, limit=60):
+        for row in self.store.list(model=self.stored_name(model), limit=60):
             if row.damaged or row.fields.get("site") not in ("z", "q", "k", "v"):
                 continue
             result = self.result(row.id)

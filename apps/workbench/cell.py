@@ -219,7 +219,7 @@ def verify(clicks: int | None, place: dict[str, int], own: Any) -> Any:
     try:
         found = bench().verify_cell(result, labels)
         return verdict(
-            found, float(result.data["effect"].isel(place).values), result.spec["model"]["ref"]
+            found, float(result.data["effect"].isel(place).values), bench().model_of(result.spec)
         )
     except Exception as error:  # shown in the drawer
         return tell(error)

@@ -106,7 +106,7 @@ def title_of(result: Any) -> str:
     spec = result.spec
     entry = bench().method(spec["method"]) or {}
     task = (spec.get("task") or {}).get("ref") or "own pairs"
-    return f"{entry.get('title') or spec['method']} · {spec['model']['ref']} · {task}"
+    return f"{entry.get('title') or spec['method']} · {bench().model_of(spec)} · {task}"
 
 
 def tabs(result: Any, run: str, view: View, failed: list[Any]) -> dmc.Tabs:

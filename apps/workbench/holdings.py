@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import threading
+import time
 from collections import OrderedDict
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,6 +18,8 @@ WELCOME = {"method": "activation_patching", "fields": {}, "model": "zoo:ioi", "t
 HUB = re.compile(r"[A-Za-z0-9][\w.-]{0,95}(/[A-Za-z0-9][\w.-]{0,95})?(@[\w.-]{1,64})?")
 PARTS = ("pair_check", "verify_cell", "head_page")
 """Methods that pages ask for themselves: no page of their own in the rail."""
+FRESH = 5.0
+"""Seconds for which the list of models is taken as it was seen."""
 KEPT = 12
 """Opened results kept in memory; runs never change."""
 
@@ -42,6 +45,8 @@ class Holdings:
         self.worker: Any = None
         self._results: OrderedDict[str, Any] = OrderedDict()
         self._lock = threading.Lock()
+        self._models: list[dict[str, Any]] = []
+        self._looked = float("-inf")
         self._tasks: OrderedDict[tuple[str, str], tuple[Any, Any]] = OrderedDict()
         self.first: str | None = None
 
@@ -191,14 +196,26 @@ class Holdings:
     # -- models and tasks --------------------------------------------------------------------
 
     def models(self) -> list[dict[str, Any]]:
-        """Shipped models and the model folders of the roots."""
-        out = []
-        for listed in interp.list_models(self.roots):
-            row = dict(vars(listed))
-            if row.get("origin", "zoo") != "zoo":
-                row["ref"] = row["title"]
-            out.append(row)
-        return out
+        """Shipped models and the model folders of the roots, named as they are listed."""
+        if time.monotonic() - self._looked > FRESH:
+            self._models = [dict(vars(m)) for m in interp.list_models(self.roots)]
+            for row in self._models:
+                row["stored"] = row["ref"]
+                row["ref"] = row["title"] if row.get("origin", "zoo") != "zoo" else row["ref"]
+            self._looked = time.monotonic()
+        return self._models
+
+    def model_of(self, spec: Mapping[str, Any]) -> str:
+        """The model of a stored run as the pages name it: a folder by its listed name."""
+        return self.listed_name(str((spec.get("model") or {}).get("ref") or ""))
+
+    def listed_name(self, stored: str) -> str:
+        """The listed name of a model that a run names its own way."""
+        return next((m["ref"] for m in self.models() if m["stored"] == stored), stored)
+
+    def stored_name(self, ref: str) -> str:
+        """How the runs of a listed model name it."""
+        return next((m["stored"] for m in self.models() if m["ref"] == ref), ref)
 
     def model_options(self) -> list[dict[str, str]]:
         """What a picker of models offers."""

@@ -65,7 +65,12 @@ def run_lines(rows: Sequence[Any]) -> html.Div:
         html.Tr(
             [
                 html.Td(dcc.Link(bench().method_title(r.method), href=link(f"/run/{r.id}"))),
-                html.Td([r.model, html.Div(r.task, className="faint")]),
+                html.Td(
+                    [
+                        bench().listed_name(r.model),
+                        html.Div(r.task, className="faint"),
+                    ]
+                ),
                 html.Td(when(r.created), className="num"),
                 html.Td(checks_word(r)),
             ]

@@ -150,6 +150,18 @@ def test_a_model_that_was_not_offered_is_refused_whatever_it_is_called(tmp_path)
     bench.check_model("EleutherAI/pythia-70m@step1000")
 
 
+def test_a_run_on_a_listed_folder_goes_by_the_listed_name_and_shows_no_path(tmp_path):
+    store = Store(tmp_path / "store")
+    bench = Bench(store, queue=FakeQueue(store))
+    bench.models()
+    bench._models.append({"ref": "mine", "stored": "/secret/models/mine", "ok": True})
+    assert bench.model_of({"model": {"ref": "/secret/models/mine"}}) == "mine"
+    assert bench.stored_name("mine") == "/secret/models/mine"
+    bench.check_model("mine")
+    with pytest.raises(interp.InterpError):
+        bench.check_model("/secret/models/mine")
+
+
 def test_a_file_is_no_task_for_the_page(tmp_path):
     store = Store(tmp_path)
     bench = Bench(store, queue=FakeQueue(store))

@@ -26,8 +26,15 @@ def layout(a: str = "", b: str = "", **_query: Any) -> Any:
     options = [
         {
             "value": r.id,
-            "label": f"{bench().method_title(r.method)} · {r.model} · {r.task}"
-            f" · {when(r.created)} · {r.id[:6]}",
+            "label": " · ".join(
+                (
+                    bench().method_title(r.method),
+                    bench().listed_name(r.model),
+                    r.task,
+                    when(r.created),
+                    r.id[:6],
+                )
+            ),
         }
         for r in rows
         if not r.damaged

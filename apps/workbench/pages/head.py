@@ -39,7 +39,7 @@ def layout(
     notices = []
     if run:
         spec = bench().result(bench().store.resolve(run)).spec
-        model, task = spec["model"]["ref"], bench().task_of(spec)
+        model, task = bench().model_of(spec), bench().task_of(spec)
     model, task = model or "zoo:ioi", task or bench().default_task()
     shape = bench().shape(model)
     at, more = picked(shape, {"layer": layer, "head": head or "0", "prompt": prompt})

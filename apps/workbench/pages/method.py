@@ -47,7 +47,7 @@ def starting(entry: dict[str, Any], query: dict[str, Any]) -> tuple[dict[str, An
     notices = []
     if query.get("run"):
         spec = bench().result(str(query.pop("run"))).spec
-        start["model"], start["task"] = spec["model"]["ref"], bench().task_of(spec)
+        start["model"], start["task"] = bench().model_of(spec), bench().task_of(spec)
         values = dict(spec.get("fields") or {})
     known = (entry.get("schema") or {}).get("properties") or {}
     for key, value in query.items():

@@ -326,5 +326,5 @@ def method_table(ref: str, found: dict[str, Any]) -> Any:
 
 def last_runs(ref: str) -> Any:
     """The newest runs on this model."""
-    rows = bench().store.list(model=ref, limit=5)
+    rows = bench().store.list(model=bench().stored_name(ref), limit=5)
     return run_lines(rows) if rows else empty("No run yet", "Runs on this model show here.")

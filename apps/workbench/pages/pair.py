@@ -145,7 +145,11 @@ def by_text() -> html.Div:
         [
             text("clean", "Clean prompt"),
             text("corrupt", "Corrupt prompt"),
-            answer("right", "Right answer", "with its leading space; several apart by |"),
+            answer(
+                "right",
+                "Right answer",
+                "with its leading space where the tokens have one; several apart by |",
+            ),
             answer("wrong", "Wrong answer", "what the corrupt prompt should bring; may be empty"),
             dmc.Switch(
                 label="Answers of several tokens",

@@ -94,7 +94,7 @@ def runs_grid(text: str = "", tag: str = "") -> Any:
         {
             "id": r.id,
             "what": bench().method_title(r.method),
-            "model": r.model,
+            "model": bench().listed_name(r.model),
             "task": r.task,
             "knobs": knobs(r),
             "when": when(r.created),
