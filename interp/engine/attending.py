@@ -49,34 +49,39 @@ class Attention:
         """z of every packed token, ``[N, H, E]``."""
         z_NHE = torch.empty_like(q_NHE)
         n, length = self.k_PSKE.shape[:2]
-        heads = q_NHE.shape[1:]
-        z_NHE[: n * length] = self.block.attend(
-            q_NHE[: n * length].view(n, length, *heads),
-            self.k_PSKE,
-            self.v_PSKE,
-            self.lender.index(np.arange(length)),
-        ).reshape(n * length, *heads)
+        every = self.lender.index(np.arange(length))
+        self._write(z_NHE, q_NHE, 0, (n, length), self.k_PSKE, self.v_PSKE, every)
         for group in (*self.sources, *self.groups):
-            own = slice(group.offset, group.offset + len(group.rows) * group.width)
             keys, values = self.keys(group)
-            q_RTHE = q_NHE[own].view(len(group.rows), group.width, *heads)
             position = self.lender.index(np.arange(group.start, group.start + group.width))
-            z_NHE[own] = self.block.attend(q_RTHE, keys, values, position).reshape(-1, *heads)
+            size = (len(group.rows), group.width)
+            self._write(z_NHE, q_NHE, group.offset, size, keys, values, position)
         return z_NHE
+
+    def _write(
+        self,
+        z_NHE: Tensor,
+        q_NHE: Tensor,
+        offset: int,
+        size: tuple[int, int],
+        keys: Tensor,
+        values: Tensor,
+        position: Tensor,
+    ) -> None:
+        """Attention of ``size`` rows × queries that lie side by side, into their place."""
+        own = slice(offset, offset + size[0] * size[1])
+        shape = (*size, *q_NHE.shape[1:])
+        z_RTHE = self.block.attend(q_NHE[own].view(shape), keys, values, position)
+        z_NHE[own].view(shape).copy_(z_RTHE)
 
     def at_metric(self, q_MHE: Tensor, queries: Sequence[Query]) -> Tensor:
         """z of the metric tokens alone, ``[M, H, E]``."""
         z_MHE = torch.empty_like(q_MHE)
         for query in queries:
             keys, values = self._keys_of(query)
-            rows, width = len(query.members), len(query.position)
-            own = slice(query.offset, query.offset + rows * width)
-            z_MHE[own] = self.block.attend(
-                q_MHE[own].view(rows, width, *q_MHE.shape[1:]),
-                keys,
-                values,
-                self.lender.index(query.position),
-            ).reshape(-1, *q_MHE.shape[1:])
+            size = (len(query.members), len(query.position))
+            position = self.lender.index(query.position)
+            self._write(z_MHE, q_MHE, query.offset, size, keys, values, position)
         return z_MHE
 
     def keys(self, group: Group, members: np.ndarray | None = None) -> tuple[Tensor, Tensor]:

@@ -31,6 +31,8 @@ from interp.methods.patching.trust import check_plain, check_screen, check_sweep
 from interp.terms import Context, Edit, HookedModel, Method, PromptPairs, Site, UsageError
 
 SMALL_SAMPLE = 8
+SHARE = "share of the gap"
+"""Unit of an effect: 0 nothing moved, 1 the metric went all the way to the source run."""
 
 
 class ActivationPatching(Method):
@@ -229,14 +231,14 @@ class ActivationPatching(Method):
 
         unit, dims = metric.units, grid.dims
         arrays = {
-            "effect": (dims, laid(effect), "1", "effect", 1),
+            "effect": (dims, laid(effect), SHARE, "effect", 1),
             "effect_raw": (dims, laid(mean), unit, "change of the metric", 1),
-            "effect_se": (dims, laid(effect_error), "1", "standard error of the effect", 0),
+            "effect_se": (dims, laid(effect_error), SHARE, "standard error of the effect", 0),
             "effect_raw_se": (dims, laid(error), unit, "standard error of the change", 0),
             "effect_ci": (
                 ("bound", *dims),
                 laid(interval),
-                unit if reason else "1",
+                unit if reason else SHARE,
                 "95 % bootstrap interval",
                 1,
             ),
