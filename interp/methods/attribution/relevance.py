@@ -70,7 +70,7 @@ class Relevance(Method):
         return (self.site, "grad", "blocks")
 
     def measure(self, model: HookedModel, task: PromptPairs, context: Context) -> xr.Dataset:
-        """``relevance [*dims]``, ``prompt_relevance [prompt, *dims]``, ``metric_value [prompt]``."""
+        """``relevance``, ``prompt_relevance [prompt, *dims]``, ``metric_value [prompt]``."""
         at = int(self.at) if self.at.lstrip("-").isdigit() else self.at
         chosen = trust.chosen_rules(self.rules, attn=self.attn_rule, gate=self.gate_rule)
         layout = make_layout(model, task, self.site, self.axes, layers=self.layers,
