@@ -513,3 +513,23 @@ def test_a_model_that_cannot_be_driven_takes_the_plain_path() -> None:
             raise CapabilityError("Its layers cannot be driven.")
 
     assert undriven(Undriven(), [cell("z", 0)]) == "Its layers cannot be driven."
+
+
+@pytest.mark.parametrize("family", FAMILY_NAMES)
+def test_tokens_behind_the_metric_change_nothing(models: Any, family: str) -> None:
+    _, model = models[family]
+    pairs = pairs_for(VOCAB, n=3)
+    tail = (5, 80, 41)
+    padded = PromptPairs.from_tokens(
+        [(*p, *tail) for p in pairs.clean],
+        [(*p, *tail) for p in pairs.corrupt],
+        pairs.right,
+        pairs.wrong,
+    )
+    cells = [cell("resid_pre", n, p) for n in range(4) for p in range(9)]
+    cells += [cell("z", n, None, 1) for n in range(4)]
+    one = sweep(model, pairs, cells, Remembering())
+    other = sweep(model, padded, cells, Remembering(), at=8)
+    np.testing.assert_allclose(one.patched, other.patched, rtol=0, atol=1e-11)
+    behind = sweep(model, padded, [cell("resid_pre", 1, 10)], Remembering(), at=8)
+    assert behind.inert.all()
