@@ -30,6 +30,9 @@ from interp.terms import CapabilityError, InterpError, UsageError
 PROBE = (2, 6)
 """Prompts and tokens of the probe."""
 
+IDLE = 1e-4
+"""A gradient that moves by less, relative to its size, was not changed by a rule."""
+
 _busy: set[int] = set()
 
 
@@ -222,7 +225,7 @@ class _Proof:
         self.columns = torch.from_numpy(draw.integers(0, vocab, 4)).to(blocks.device)
         self.weights = torch.from_numpy(draw.normal(size=4)).to(blocks.device, blocks.dtype)
         eps = torch.finfo(blocks.dtype).eps
-        self.floor = 4 * eps if eps > 1e-4 else 100 * eps
+        self.floor = max(IDLE, 4 * eps if eps > 1e-4 else 0.0)
 
     def active(self) -> Active:
         """The figures of the proof.

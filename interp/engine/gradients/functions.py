@@ -135,8 +135,9 @@ class FunctionRules(TorchFunctionMode):
             if func in ACTS:
                 return ACTS[func](at, *rest, **kwargs), at.new_zeros(())
             zero = func(at.new_zeros(()), *rest, **kwargs)
-            safe = forms.away_from_zero(at)
-            return (func(safe, *rest, **kwargs) - zero) / safe, zero
+            here = at == 0
+            secant = (func(at, *rest, **kwargs) - zero) / torch.where(here, 1.0, at)
+            return torch.where(here, _slope_at_zero(func, at, rest, kwargs), secant), zero
 
         slope, offset = self._decision(number, decide)
         return self._out(lambda: func(*args, **kwargs), x * slope + offset)
@@ -178,6 +179,12 @@ class FunctionRules(TorchFunctionMode):
         groups = pattern.shape[-3] // v.shape[-3] if v.dim() > 2 else 1
         wide = v.repeat_interleave(groups, -3) if groups > 1 else v
         return self._out(lambda: func(*args, **kwargs), pattern @ wide)
+
+
+def _slope_at_zero(func: Any, like: Tensor, rest: Any, kwargs: Any) -> Tensor:
+    with torch.enable_grad():
+        x = like.new_zeros((), requires_grad=True)
+        return torch.autograd.grad(func(x, *rest, **kwargs), x)[0]
 
 
 def _pattern(q: Tensor, k: Tensor, v: Tensor, rest: Any, kwargs: Any) -> Tensor:
@@ -333,7 +340,7 @@ def _proved(mode: FunctionRules, module: nn.Module, inputs: Any, rules: RuleSet)
             f"The rule {kinds[0]!r} was asked for and no call of this module takes it.",
             remedy="Leave the rules out: this module's gradient is the ordinary one.",
         )
-    floor = 100 * torch.finfo(value.dtype).eps
+    floor = 100 * max(torch.finfo(value.dtype).eps, 1e-8)
     changed: dict[str, float] = {}
     for number, (kind, name) in enumerate(calls):
         mode.only = {number}

@@ -208,22 +208,25 @@ class LayerPass:
             passed[layer] = g_ND
             x, values, out = self._recalled(layer)
             more = self.also.get(layer, {})
-            wanted = [x, *values.values(), *more.values()]
+            wanted = {"": x, **values, **{f"also {n}": b for n, b in more.items()}}
+            live = {n: t for n, t in wanted.items() if t.requires_grad}
             found = torch.autograd.grad(
-                out, wanted, g_ND, allow_unused=True, retain_graph=again and self.keep_graph
+                out,
+                list(live.values()),
+                g_ND,
+                allow_unused=True,
+                retain_graph=again and self.keep_graph,
             )
-            n = len(values) + 1
+            grads = dict(zip(live, found, strict=True))
             visit(
                 layer,
                 {
-                    k: (self._rows(v.detach()), self._rows(_known(g, v)))
-                    for (k, v), g in zip(values.items(), found[1:n], strict=True)
+                    k: (self._rows(v.detach()), self._rows(_known(grads.get(k), v)))
+                    for k, v in values.items()
                 },
             )
-            extra(
-                layer, {k: _known(g, v) for (k, v), g in zip(more.items(), found[n:], strict=True)}
-            )
-            g_ND = _known(found[0], x)
+            extra(layer, {n: _known(grads.get(f"also {n}"), b) for n, b in more.items()})
+            g_ND = _known(grads[""], x)
             if not again:
                 self._forget(layer)
         if self.embedding is not None:

@@ -46,7 +46,7 @@ def of_rules(active: Active) -> list[Check]:
     least = min(active.least.values())
     counts = ", ".join(f"{k} {n} of {active.present[k]}" for k, n in active.replaced.items())
     return [
-        Check("rules_active", "least change of a replaced part's gradient", least, 1e-5,
+        Check("rules_active", "least change of a replaced part's gradient", least, 1e-4,
               at_least=True,
               note=f"Rules: {active.rules.name}. Replaced and reached: {counts}. Each alone moves "
                    "the gradient of its part and of the model."),
