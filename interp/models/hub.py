@@ -22,12 +22,15 @@ TOKENIZER_FILES = (
 )
 
 
-def fetch(repo: str, revision: str | None = None) -> tuple[Path, str]:
+def fetch(
+    repo: str, revision: str | None = None, *, others: bool = False
+) -> tuple[Path, str]:
     """The folder with a model's files and the commit it stands for.
 
     Args:
         repo: an id, as ``gpt2`` or ``owner/name``.
         revision: branch, tag or commit; the main branch if None.
+        others: as for ``safety.inspect``.
 
     Raises:
         UsageError: a malformed or unknown id, or an unknown revision.
@@ -47,7 +50,7 @@ def fetch(repo: str, revision: str | None = None) -> tuple[Path, str]:
     folder = config.parent
     commit = folder.name
     safety.refuse_code_fields(safety.read_json(config), "config.json")
-    safety.check_architecture(safety.read_json(config))
+    safety.check_architecture(safety.read_json(config), others=others)
     for name in ("generation_config.json", *TOKENIZER_FILES):
         _get(repo, name, commit)
     index = _get(repo, safety.INDEX, commit)

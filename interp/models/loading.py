@@ -16,21 +16,14 @@ from typing import TYPE_CHECKING, Any
 
 from interp.models import hub, registry, safety, tensors
 from interp.models.families import Family, family_of, layer_facts
+from interp.models.others import Other, other_of
+from interp.models.placing import bytes_of, cast, read_device, read_dtype
 from interp.models.tokenizer import TextTokenizer, open_tokenizer
-from interp.terms import RefusedError, UsageError, near_misses, unknown_name
+from interp.terms import RefusedError, UsageError, near_misses
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
-
-DTYPES = {
-    "float64": "float64", "fp64": "float64", "f64": "float64", "double": "float64",
-    "float32": "float32", "fp32": "float32", "f32": "float32", "float": "float32",
-    "bfloat16": "bfloat16", "bf16": "bfloat16",
-    "float16": "float16", "fp16": "float16", "f16": "float16", "half": "float16",
-}
-"""What a person may write -> torch's name."""
-
 
 @dataclass
 class Loaded:
@@ -73,6 +66,29 @@ class _Read:
     source: dict[str, Any] = field(default_factory=dict)
 
 
+@dataclass
+class LoadedOther:
+    """A module that is read by a site map alone, as it was read.
+
+    Args:
+        module: the Hugging Face module in eval mode, on its device, in its dtype.
+        row: its architecture's row.
+        tokenizer: text to ids and back, or None where the source has none.
+        weight_hash: as ``Loaded.weight_hash``.
+        id: as ``Loaded.id``.
+        probe: token ids ``[1, T]`` of a prompt that fits the model.
+        source: facts about where it came from, for provenance.
+    """
+
+    module: nn.Module
+    row: Other
+    tokenizer: TextTokenizer | None
+    weight_hash: str
+    id: str
+    probe: Tensor
+    source: dict[str, Any] = field(default_factory=dict)
+
+
 def load(
     source: Any,
     *,
@@ -87,7 +103,8 @@ def load(
     Args:
         source: ``zoo:NAME``, a checkpoint folder, a hub id (``owner/name`` or with
             ``@revision``), a name under ``roots``, or a live Hugging Face module (copied).
-        device: ``cpu``, ``cuda``, ``cuda:1``, …
+        device: ``cpu``, ``cuda``, ``cuda:1``, …, or ``auto`` (the accelerator with room for all
+            of it, else the CPU).
         dtype: ``float64``, ``float32``, ``bfloat16`` or ``float16``; None keeps a live module's
             own (float32 for everything else).
         tokenizer: a Hugging Face tokenizer, or the folder of one, in place of the source's own.
@@ -99,21 +116,12 @@ def load(
         UnsafeError: a checkpoint that would run code.
         RefusedError: an architecture or format interp does not hold, or a model out of reach.
     """
-    safety.assert_floors()
-    import torch
+    return _loaded(*_open(source, device, dtype, tokenizer, revision, roots))
 
-    wanted = read_dtype(dtype)
-    place = read_device(device)
-    if isinstance(source, torch.nn.Module):
-        read = _from_module(source)
-    else:
-        read = _from_text(source, wanted or torch.float32, revision, roots)
-    module = cast(read.module, wanted).to(place).eval().requires_grad_(True)
+
+def _loaded(read: _Read, module: nn.Module, hf_tokenizer: Any, place: torch.device) -> Loaded:
+    """A module of a known family with what proves it."""
     family = family_of(module)
-    hf_tokenizer = read.hf_tokenizer
-    if tokenizer is not None:
-        plain = isinstance(tokenizer, (str, Path))
-        hf_tokenizer = _tokenizer_of(Path(tokenizer), module.config) if plain else tokenizer
     config: Any = module.config
     probe, reference = _proof(family, module, read.id, place)
     bos = family.default_bos if read.default_bos is None else read.default_bos
@@ -127,60 +135,59 @@ def load(
     )
 
 
-def read_dtype(name: Any) -> torch.dtype | None:
-    """torch's dtype for what a person wrote.
-
-    Raises:
-        UsageError: another name.
-    """
+def load_any(
+    source: Any,
+    *,
+    device: str = "cpu",
+    dtype: str | None = "float32",
+    tokenizer: Any = None,
+    revision: str | None = None,
+    roots: tuple[str | Path, ...] = (),
+) -> Loaded | LoadedOther:
+    """Read a model of a known family, or one of ``others.py``; arguments and errors as ``load``."""
+    read, module, hf_tokenizer, place = _open(
+        source, device, dtype, tokenizer, revision, roots, others=True
+    )
+    row = other_of(type(module).__name__)
+    if row is None:
+        return _loaded(read, module, hf_tokenizer, place)
+    config: Any = module.config
+    if row.kind == "experts" and hasattr(module, "set_experts_implementation"):
+        module.set_experts_implementation("eager")  # type: ignore[operator]  # any dtype
     import torch
 
-    if name is None or isinstance(name, torch.dtype):
-        return name
-    key = str(name).lower().removeprefix("torch.")
-    if key not in DTYPES:
-        if "8" in key or "4" in key:
-            raise RefusedError(
-                f"dtype {name!r} is quantised: its results depend on the batch.",
-                remedy="Use float64, float32, bfloat16 or float16.",
-            )
-        raise unknown_name("dtype", str(name), ("float64", "float32", "bfloat16", "float16"))
-    return getattr(torch, DTYPES[key])
+    probe = (7 + 31 * torch.arange(16))[None] % int(config.vocab_size)
+    return LoadedOther(
+        module, row,
+        None if hf_tokenizer is None else TextTokenizer(
+            hf_tokenizer, default_bos=False, vocab=int(config.vocab_size)
+        ),
+        read.weight_hash, read.id, probe.to(place), read.source,
+    )
 
 
-def read_device(name: Any) -> torch.device:
-    """torch's device for what a person wrote.
-
-    Raises:
-        UsageError: no such device on this machine.
-    """
+def _open(
+    source: Any, device: str, dtype: Any, tokenizer: Any, revision: str | None,
+    roots: tuple[str | Path, ...], others: bool = False,
+) -> tuple[_Read, nn.Module, Any, torch.device]:
+    """The module on its device, its Hugging Face tokenizer, and what its source said."""
+    safety.assert_floors()
     import torch
 
-    try:
-        device = torch.device(name)
-    except (RuntimeError, TypeError) as error:
-        raise UsageError(
-            f"{name!r} is no device.", remedy="Use 'cpu', 'cuda' or 'cuda:0'."
-        ) from error
-    there = {"cpu": 1, "meta": 1, "cuda": torch.cuda.device_count()}
-    if device.type == "mps" and torch.backends.mps.is_available():
-        return device
-    count = there.get(device.type, 0)
-    if (device.index or 0) >= count:
-        have = f"{there['cuda']} CUDA device(s)" if there["cuda"] else "no CUDA device"
-        raise UsageError(
-            f"The device {name!r} is not there: torch sees {have}.", remedy="Use device='cpu'."
-        )
-    return device
-
-
-def cast(module: nn.Module, dtype: torch.dtype | None) -> nn.Module:
-    """Parameters in ``dtype``, in place; buffers (rotary frequencies) keep their precision."""
-    if dtype is not None:
-        for parameter in module.parameters():
-            if parameter.is_floating_point() and parameter.dtype != dtype:
-                parameter.data = parameter.data.to(dtype)
-    return module
+    wanted = read_dtype(dtype)
+    read_device(device)  # a device that is not there is said before anything is read
+    if isinstance(source, torch.nn.Module):
+        read = _from_module(source)
+    else:
+        read = _from_text(source, wanted or torch.float32, revision, roots, others)
+    module = cast(read.module, wanted).eval().requires_grad_(True)
+    place = read_device(device, bytes_of(module))
+    module = module.to(place)
+    hf_tokenizer = read.hf_tokenizer
+    if tokenizer is not None:
+        plain = isinstance(tokenizer, (str, Path))
+        hf_tokenizer = _tokenizer_of(Path(tokenizer), module.config) if plain else tokenizer
+    return read, module, hf_tokenizer, place
 
 
 @contextlib.contextmanager
@@ -200,18 +207,19 @@ def quiet() -> Iterator[None]:
 
 
 def _from_text(
-    source: Any, dtype: torch.dtype, revision: str | None, roots: tuple[str | Path, ...]
+    source: Any, dtype: torch.dtype, revision: str | None, roots: tuple[str | Path, ...],
+    others: bool,
 ) -> _Read:
     text = str(source).strip()
     if text.startswith("zoo:"):
         return _from_zoo(text, dtype)
     path = Path(text).expanduser()
     if text and path.is_dir():
-        return _from_folder(path, dtype)
+        return _from_folder(path, dtype, others)
     if text and path.is_file():
         raise _is_file(path)
     if (found := registry.find_in_roots(text, roots)) is not None:
-        return _from_folder(found, dtype)
+        return _from_folder(found, dtype, others)
     if isinstance(source, Path) or text[:1] in ("", ".", "/", "~") or "\\" in text:
         raise _no_folder(path, text)
     if text in registry.MODELS:
@@ -219,8 +227,8 @@ def _from_text(
             f"There is no folder {text!r}.", remedy=f"Did you mean 'zoo:{text}', a shipped model?"
         )
     repo, _, tail = text.partition("@")
-    folder, commit = hub.fetch(repo, revision or tail or None)
-    read = _from_folder(folder, dtype)
+    folder, commit = hub.fetch(repo, revision or tail or None, others=others)
+    read = _from_folder(folder, dtype, others)
     read.id = f"{repo}@{commit}"
     read.source.update(hub=repo, commit=commit, revision=revision or tail or "main")
     return read
@@ -269,14 +277,14 @@ def _from_zoo(text: str, dtype: torch.dtype) -> _Read:
     return read
 
 
-def _from_folder(folder: Path, dtype: torch.dtype) -> _Read:
+def _from_folder(folder: Path, dtype: torch.dtype, others: bool = False) -> _Read:
     """Build the module of a checked checkpoint folder."""
-    seen = safety.inspect(folder)
+    seen = safety.inspect(folder, others=others)
     import transformers
 
     model_class: Any = getattr(transformers, seen.family.architecture)
     known = {
-        k: v for k, v in seen.config.items()
+        k: _special(v) for k, v in seen.config.items()
         if k not in safety.CODE_KEYS and "_implementation" not in k
     }
     with quiet():
@@ -298,6 +306,15 @@ def _from_folder(folder: Path, dtype: torch.dtype) -> _Read:
         _tokenizer_of(folder, config) if seen.has_tokenizer else None,
         source={"files": [p.name for p in seen.files], **({"unused": unused} if unused else {})},
     )
+
+
+def _special(value: Any) -> Any:
+    """A value of ``config.json`` with the infinities that transformers writes as objects."""
+    if isinstance(value, dict):
+        if set(value) == {"__float__"}:
+            return float(value["__float__"])
+        return {k: _special(v) for k, v in value.items()}
+    return [_special(v) for v in value] if isinstance(value, list) else value
 
 
 def _tokenizer_of(folder: Path, config: Any) -> Any:
@@ -340,7 +357,19 @@ def _refuse_gaps(folder: Path, report: dict[str, Any]) -> None:
 
 
 def _from_module(given: nn.Module) -> _Read:
-    """A copy of a live module of a known family (a back-end changes what it wraps)."""
+    """A copy of a live module of a known family (a back-end changes what it wraps).
+
+    Raises:
+        RefusedError: its parts lie on several devices.
+    """
+    places = getattr(given, "hf_device_map", None) or {}
+    spread = sorted({str(p) for p in places.values()})
+    if len(spread) > 1:
+        raise RefusedError(
+            f"This {type(given).__name__} is spread over several devices ({', '.join(spread)}).",
+            remedy="interp holds a model on one device: load it without device_map, or give its "
+            "folder or id with device='auto', which takes a device with room for all of it.",
+        )
     module = copy.deepcopy(given)
     return _Read(
         module, tensors.hash_module(given), f"module:{type(given).__name__}",

@@ -2,13 +2,15 @@
 
 The only door to nnsight. Values are read and set inside a trace, location by location in the
 order in which the forward pass reaches them (nnsight's rule). Everything runs on this machine;
-remote execution is asked for run by run (``run(..., remote=True)``) and never implied.
+remote execution is asked for in code, run by run (``run(..., remote=True)``, or the runs inside
+``with model.elsewhere():``). No ref, link, spec, form or command can ask for it.
 """
 
 from __future__ import annotations
 
+import contextlib
 import copy
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -76,6 +78,22 @@ class NnsightModel(TransformerModel):
         self._traced = trace_model(loaded)
         self.remote_runs = 0
         self._remote: bool | str = False
+        self._away: bool | str = False
+
+    @contextlib.contextmanager
+    def elsewhere(self, remote: bool | str = True) -> Iterator[None]:
+        """Every pass inside goes to another machine, unless a run says otherwise.
+
+        The provenance of a result measured inside counts these passes (``remote_runs``).
+
+        Args:
+            remote: as for ``run``.
+        """
+        before, self._away = self._away, remote
+        try:
+            yield
+        finally:
+            self._away = before
 
     def wrapped(self) -> Any:
         """The nnsight TransformersModel."""
@@ -102,7 +120,7 @@ class NnsightModel(TransformerModel):
         grad: bool = False,
         positions: Any = None,
         vocab: Any = None,
-        remote: bool | str = False,
+        remote: bool | str | None = None,
     ) -> Run:
         """One forward pass; see ``terms.models.HookedModel.run``.
 
@@ -115,12 +133,14 @@ class NnsightModel(TransformerModel):
             vocab: as there.
             remote: run this pass on another machine: True for the service of the library's own
                 configuration, an address, or ``"local"`` to rehearse it here. The inputs and
-                edits leave this machine, and the service runs code that is sent to it.
+                edits leave this machine, and the service runs code that is sent to it. None, the
+                default, stays here except inside ``elsewhere``.
 
         Raises:
             UsageError: gradients of a remote run.
             CapabilityError: a pattern, which is no module's output there.
         """
+        remote = self._away if remote is None else remote
         if not remote:
             return super().run(
                 inputs, edits=edits, read=read, grad=grad, positions=positions, vocab=vocab

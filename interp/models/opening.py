@@ -37,8 +37,10 @@ def load_model(
     Args:
         source: ``"zoo:NAME"``, a checkpoint folder, a hub id, or an ``nn.Module`` (copied).
         backend: ``transformer_lens``, ``nnsight`` or ``torch_module``; a module of no known
-            architecture is always wrapped by ``torch_module``.
-        device: where it runs.
+            architecture is always wrapped by ``torch_module``, which also reads the encoders,
+            mixtures of experts and state-space models of ``others.py``.
+        device: where it runs; ``auto`` takes the accelerator with room for all of it, else the
+            CPU.
         dtype: ``float64``, ``float32``, ``bfloat16`` or ``float16``; by default float32, and a
             live module's own.
         example: an input of a plain ``nn.Module``, from which its shapes are learned.
@@ -57,8 +59,8 @@ def load_model(
     if backend not in BACKENDS:
         raise unknown_name("back-end", str(backend), BACKENDS)
     adapter = importlib.import_module(BACKENDS[backend])
+    plain = importlib.import_module(BACKENDS["torch_module"])
     if _is_plain_module(source, example, site_map):
-        plain = importlib.import_module(BACKENDS["torch_module"])
         return plain.wrap(
             source, example=example, site_map=site_map, device=device, dtype=dtype,
             tokenizer=tokenizer, verify=verify,
@@ -68,14 +70,21 @@ def load_model(
             "example and site_map describe an nn.Module, and the source is a name.",
             remedy="Leave them out, or pass the module itself.",
         )
-    from interp.models.loading import load
+    from interp.models import loading
 
-    loaded = load(
-        source, device=device, dtype=dtype, tokenizer=tokenizer, revision=revision, roots=roots
-    )
+    options: dict[str, Any] = {
+        "device": device, "dtype": dtype, "tokenizer": tokenizer, "revision": revision,
+        "roots": roots,
+    }
+    if backend == "torch_module" or not isinstance(source, (str, Path)):
+        found = loading.load_any(source, **options)
+        if isinstance(found, loading.LoadedOther):
+            return plain.wrap_other(found, verify=verify)
+    else:
+        found = loading.load(source, **options)
     if backend == "torch_module":
-        return adapter.wrap(loaded.module, loaded=loaded, verify=verify)
-    return adapter.wrap(loaded, verify=verify)
+        return adapter.wrap(found.module, loaded=found, verify=verify)
+    return adapter.wrap(found, verify=verify)
 
 
 def _is_plain_module(source: Any, example: Any, site_map: Any) -> bool:
@@ -90,6 +99,9 @@ def _is_plain_module(source: Any, example: Any, site_map: Any) -> bool:
             remedy="Give zoo:NAME, a checkpoint folder, a hub id, or an nn.Module.",
         )
     from interp.models.families import FAMILIES
+    from interp.models.others import OTHERS
 
-    known = any(c.__name__ in FAMILIES for c in type(source).__mro__)
+    known = type(source).__name__ in OTHERS or any(
+        c.__name__ in FAMILIES for c in type(source).__mro__
+    )
     return example is not None or site_map is not None or not known

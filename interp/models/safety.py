@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from interp.models.families import FAMILIES, Family, family_of
+from interp.models.others import OTHERS, Other
 from interp.models.tensors import TensorHeader, read_headers
 from interp.terms import RefusedError, UnsafeError, UsageError
 
@@ -64,7 +65,7 @@ class Checkpoint:
     Args:
         folder: where it is.
         config: its ``config.json``.
-        family: its architecture's row.
+        family: its architecture's row (of ``others`` where that was allowed).
         files: the safetensors files that hold the weights.
         tensors: name -> header over all files.
         has_tokenizer: whether the folder holds a tokenizer.
@@ -72,7 +73,7 @@ class Checkpoint:
 
     folder: Path
     config: dict[str, Any]
-    family: Family
+    family: Family | Other
     files: tuple[Path, ...]
     tensors: dict[str, TensorHeader] = field(repr=False)
     has_tokenizer: bool
@@ -88,8 +89,12 @@ class Checkpoint:
         return sum(t.numel for t in self.tensors.values())
 
 
-def inspect(folder: str | Path) -> Checkpoint:
+def inspect(folder: str | Path, *, others: bool = False) -> Checkpoint:
     """Check a checkpoint folder, reading JSON and headers only.
+
+    Args:
+        folder: where it is.
+        others: also let through what is read by a site map alone (``others.py``).
 
     Raises:
         UsageError: no such folder, or not a checkpoint.
@@ -101,11 +106,12 @@ def inspect(folder: str | Path) -> Checkpoint:
         raise UsageError(f"There is no folder {folder}.", remedy="Check the path.")
     _refuse_code(folder)
     config = check_config(folder)
-    family = check_architecture(config)
+    family = check_architecture(config, others=others)
     files = weight_files(folder)
     tensors = {name: h for path in files for name, h in read_headers(path).items()}
     _refuse_quantised(config, tensors)
-    _check_sizes(config, tensors)
+    if isinstance(family, Family):
+        _check_sizes(config, tensors)
     return Checkpoint(folder, config, family, files, tensors, has_tokenizer(folder))
 
 
@@ -229,8 +235,12 @@ UNKNOWN_KINDS = (
 """Pattern of an architecture's name -> why it is none of ours. First match counts."""
 
 
-def check_architecture(config: Mapping[str, Any]) -> Family:
+def check_architecture(config: Mapping[str, Any], *, others: bool = False) -> Family | Other:
     """The row of the architecture that a ``config.json`` names.
+
+    Args:
+        config: the parsed file.
+        others: also let through what is read by a site map alone (``others.py``).
 
     Raises:
         RefusedError: an architecture without a row, with the reason.
@@ -242,6 +252,16 @@ def check_architecture(config: Mapping[str, Any]) -> Family:
     if not named and model_type in kinds:
         return kinds[model_type]
     name = named[0] if named else model_type or "none"
+    if name in OTHERS:
+        other = OTHERS[name]
+        if not others:
+            raise RefusedError(
+                f"The architecture {name} {other.why}.",
+                remedy="backend='torch_module' reads and edits what it has: "
+                f"{', '.join(other.sites)}, any module by its path, and the output.",
+            )
+        _check_type(name, model_type, other.model_type)
+        return other
     if name not in FAMILIES:
         why = next((text for pattern, text in UNKNOWN_KINDS if re.search(pattern, name)), "")
         if not why and model_type in kinds:
@@ -249,17 +269,21 @@ def check_architecture(config: Mapping[str, Any]) -> Family:
         if why:
             raise RefusedError(
                 f"The architecture {name} {why}.",
-                remedy=f"Known: {', '.join(FAMILIES)}. Any network can be wrapped with "
-                "backend='torch_module'.",
+                remedy=f"Known: {', '.join(FAMILIES)}. Another network is read as a module that "
+                "you load yourself: interp.load_model(module, example=token_ids).",
             )
     family = family_of({"architectures": [name]})
-    if model_type and model_type != family.model_type:
-        raise UnsafeError(
-            f"config.json names the architecture {name} and the model_type {model_type!r}, which "
-            "do not belong together.",
-            remedy=f"{name} has model_type {family.model_type!r}.",
-        )
+    _check_type(name, model_type, family.model_type)
     return family
+
+
+def _check_type(name: str, given: str, wanted: str) -> None:
+    if given and given != wanted:
+        raise UnsafeError(
+            f"config.json names the architecture {name} and the model_type {given!r}, which "
+            "do not belong together.",
+            remedy=f"{name} has model_type {wanted!r}.",
+        )
 
 
 def weight_files(folder: Path) -> tuple[Path, ...]:

@@ -21,7 +21,7 @@ from interp.models.attention import show_patterns
 from interp.models.capabilities import module_capabilities
 from interp.models.graph import Graph, graph_of
 from interp.models.layouts import Divisor
-from interp.models.loading import read_device, read_dtype
+from interp.models.placing import bytes_of, read_device, read_dtype
 from interp.models.site_map import read_site_map
 from interp.models.taps import Tap
 from interp.models.tensors import hash_module
@@ -37,7 +37,7 @@ from interp.terms import (
 )
 
 if TYPE_CHECKING:
-    from interp.models.loading import Loaded
+    from interp.models.loading import Loaded, LoadedOther
     from interp.terms import Tokenizer
 
 
@@ -81,10 +81,27 @@ def wrap(
         )
     own = copy.deepcopy(module).eval()
     kind = None if dtype is None else read_dtype(dtype)
-    own = own.to(device=None if device is None else read_device(device), dtype=kind)
+    own = own.to(
+        device=None if device is None else read_device(device, bytes_of(own)), dtype=kind
+    )
     model = TorchModule(own, example, site_map)
     if tokenizer is not None:
         model.tokenizer = _reader(tokenizer, model.shape.vocab)
+    if verify:
+        model.checks = self_checks(model, model.example, model.reference)
+    return model
+
+
+def wrap_other(loaded: LoadedOther, *, verify: bool = True) -> OtherModel:
+    """Wrap a checkpoint that is read by its architecture's site map alone.
+
+    Args:
+        loaded: what ``loading.load_any`` gave.
+        verify: run the self-checks.
+    """
+    from interp.models.checks import self_checks
+
+    model = OtherModel(loaded)
     if verify:
         model.checks = self_checks(model, model.example, model.reference)
     return model
@@ -227,7 +244,7 @@ class TorchModule(Adapter):
 
     def _call(self, inputs: Tensor, positions: Tensor | None, vocab: Tensor | None) -> Tensor:
         try:
-            out = first_tensor(self._module(inputs))
+            out = first_tensor(self._output(inputs))
         except IndexError as error:
             raise UsageError(
                 f"The module could not look up its inputs ({error}).",
@@ -248,6 +265,10 @@ class TorchModule(Adapter):
                 )
             out = out[:, positions]
         return out if vocab is None else out[..., vocab]
+
+    def _output(self, inputs: Tensor) -> Any:
+        """What the module says to a batch."""
+        return self._module(inputs)
 
     def _indices(self, given: Any, size: int, what: str) -> Tensor | None:
         if what == "position" and self.reference.dim() < 3 and given is not None:
@@ -275,3 +296,46 @@ class HookedTransformerModule(TransformerModel):
             show_patterns(self._module, self.family)
 
 
+class OtherModel(TorchModule):
+    """An encoder, mixture of experts or state-space model: the sites of its row, no more.
+
+    An encoder with a decoder is run with the prompt itself, shifted right, in its decoder, so
+    that its logits have the prompt's positions.
+    """
+
+    def __init__(self, loaded: LoadedOther) -> None:
+        self.row = loaded.row
+        config: Any = loaded.module.config
+        self._start = getattr(config, "decoder_start_token_id", None)
+        super().__init__(loaded.module, loaded.probe, loaded.row.site_map(config))
+        self.id, self.weight_hash = loaded.id, loaded.weight_hash
+        self.tokenizer, self.source = loaded.tokenizer, loaded.source
+        self._vocab = int(config.vocab_size)
+        self._abilities = tuple(self._because(c) for c in self._abilities)
+
+    def _because(self, found: Capability) -> Capability:
+        """The row's own reason in place of the site map's, and no text from an encoder."""
+        name, row = found.name, self.row
+        if name == "generate" and row.kind in ("encoder", "encoder_decoder"):
+            return Capability(name, False, f"{row.architecture} {row.why}.")
+        if found.ok or "site map" not in found.reason:
+            return found
+        return Capability(name, False, f"not held for {row.architecture}, which {row.why}.")
+
+    def _check_tokens(self, tokens: Tensor) -> None:
+        super()._check_tokens(tokens)
+        high, vocab = int(tokens.max()), getattr(self, "_vocab", None)
+        if vocab is not None and high >= vocab:
+            raise UsageError(
+                f"Token id {high} is not in the vocabulary of {vocab}.",
+                remedy=f"Give ids from 0 to {vocab - 1}.",
+            )
+
+    def _output(self, inputs: Tensor) -> Any:
+        if self.row.kind == "encoder":
+            return self._module(inputs)
+        if self.row.kind != "encoder_decoder":
+            return self._module(inputs, use_cache=False)
+        start = inputs.new_full((len(inputs), 1), int(self._start or 0))
+        told = torch.cat([start, inputs[:, :-1]], dim=1)
+        return self._module(inputs, decoder_input_ids=told, use_cache=False)

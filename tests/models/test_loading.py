@@ -9,7 +9,7 @@ import pytest
 import torch
 from huggingface_hub import constants, errors
 
-from interp.models import hub, loading, registry
+from interp.models import hub, placing, registry
 from interp.models.blocks import ModelBlocks
 from interp.models.loading import load
 from interp.models.opening import load_model
@@ -78,7 +78,7 @@ def test_a_saved_checkpoint_is_read_back_bit_for_bit(family, tmp_path):
 @pytest.mark.parametrize("dtype", ["float64", "float32", "bfloat16", "float16", "bf16"])
 def test_the_dtype_is_the_one_asked_for_and_the_hash_is_the_files(llama, dtype):
     loaded = load(llama, dtype=dtype)
-    wanted = loading.read_dtype(dtype)
+    wanted = placing.read_dtype(dtype)
     assert {p.dtype for p in loaded.module.parameters()} == {wanted}
     assert loaded.reference.dtype == wanted
     assert loaded.weight_hash == load(llama).weight_hash
