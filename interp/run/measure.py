@@ -154,6 +154,7 @@ class Measurement:
     ) -> None:
         check_fit(method, model, task)
         self.method, self.model, self.task = method, model, task
+        self.remote_before = int(getattr(model, "remote_runs", 0))
         self.context, self.store = context, store
         self.live = ref is None and str(model.id).startswith("module:")
         own = getattr(method, "seed", None)
@@ -289,8 +290,9 @@ class Measurement:
             facts["git_revision"] = revision
         if self.live:
             facts["live_model"] = True
-        if getattr(model, "remote", False):
-            facts["remote"] = True
+        away = getattr(model, "remote_runs", 0) - self.remote_before
+        if away:
+            facts["remote_runs"] = away
         return facts
 
 
