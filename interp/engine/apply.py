@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from interp.engine.attending import Attention
+from interp.engine.copying import Copies
 from interp.engine.entering import Entrance, Stages
 from interp.engine.lending import Lender
 from interp.engine.packing import (
@@ -74,6 +75,7 @@ class PackedPass:
         self.lender = Lender(chunk, arrays, blocks.device, blocks.dtype)
         self.groups: list[Group] = []
         self.sources = chunk.source_groups()
+        self.copies = Copies(self.lender)
 
     def run(self) -> Final:
         """All layers; returns what the final norm reads."""
@@ -81,6 +83,7 @@ class PackedPass:
         ids_N, self.static_position = self.lender.index(ids), places
         x_ND = self.blocks.embed(ids_N, self.lender.index(places))
         self.lender.embedding = self._embedding(ids_N)
+        self.copies.wrote_embedding(self.lender.embedding, all_places(self.chunk, ()))
         entered: tuple[Entry, Tensor] | None = None
         last = self.chunk.n_layers - 1
         for layer, block in enumerate(self.blocks.layers):
@@ -96,6 +99,7 @@ class PackedPass:
     def _embedding(self, ids_N: Tensor) -> Tensor | None:
         chunk = self.chunk
         wanted = any(chunk.edits(0, "embed", w, "all") for w in ("admit", "live"))
+        wanted = wanted or (-1, "embed") in chunk.edge_table.writings
         return self.blocks.token_embed(ids_N) if wanted else None
 
     # -- rows joining the batch -----------------------------------------------------------------
@@ -176,7 +180,8 @@ class PackedPass:
 
     def _edits(self, layer: int, *kinds: str) -> bool:
         """Whether live rows edit one of these kinds here."""
-        return any(self.chunk.edits(layer, k, "live", w) for k in kinds for w in WHICH)
+        edited = any(self.chunk.edits(layer, k, "live", w) for k in kinds for w in WHICH)
+        return edited or self.copies.reads(layer, *kinds)
 
     def _qkv(self, layer: int, block: Block, x_ND: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Queries, keys and values of all tokens; edits stand before q/k-norms and rotary."""
@@ -184,9 +189,9 @@ class PackedPass:
         if not self._edits(layer, "q", "k", "v"):
             return block.qkv(x_ND, position_N)
         q_NHE, k_NKE, v_NKE = block.project(x_ND)
-        q_NHE = self.lender.edit(layer, "q", q_NHE)
-        k_NKE = self.lender.edit(layer, "k", k_NKE)
-        v_NKE = self.lender.edit(layer, "v", v_NKE)
+        q_NHE = self._changed(layer, "q", block, x_ND, q_NHE, self.places)
+        k_NKE = self._changed(layer, "k", block, x_ND, k_NKE, self.places)
+        v_NKE = self._changed(layer, "v", block, x_ND, v_NKE, self.places)
         return (*block.turned(q_NHE, k_NKE, position_N), v_NKE)
 
     def _kv(self, layer: int, block: Block, x_ND: Tensor) -> tuple[Tensor, Tensor]:
@@ -195,9 +200,16 @@ class PackedPass:
         if not self._edits(layer, "k", "v"):
             return block.kv(x_ND, position_N)
         q_NHE, k_NKE, v_NKE = block.project(x_ND)
-        k_NKE = self.lender.edit(layer, "k", k_NKE)
-        v_NKE = self.lender.edit(layer, "v", v_NKE)
+        k_NKE = self._changed(layer, "k", block, x_ND, k_NKE, self.places)
+        v_NKE = self._changed(layer, "v", block, x_ND, v_NKE, self.places)
         return block.turned(q_NHE, k_NKE, position_N)[1], v_NKE
+
+    def _changed(
+        self, layer: int, kind: str, block: Block, x_ND: Tensor, stage: Tensor, here: Places
+    ) -> Tensor:
+        """Projections after edges into them and edits of them."""
+        stage = self.copies.into_heads(layer, kind, block, x_ND, stage, here)
+        return self.lender.edit(layer, kind, stage, here)
 
     def _queries(
         self, layer: int, block: Block, x_MD: Tensor, position_M: Tensor, here: Places
@@ -206,7 +218,7 @@ class PackedPass:
         if not self._edits(layer, "q"):
             return block.queries(x_MD, position_M)
         q_MHE, k_MKE, _ = block.project(x_MD)
-        q_MHE = self.lender.edit(layer, "q", q_MHE, here)
+        q_MHE = self._changed(layer, "q", block, x_MD, q_MHE, here)
         return block.turned(q_MHE, k_MKE, position_M)[0]
 
     def _last_layer(
@@ -231,6 +243,7 @@ class PackedPass:
         """From the heads' outputs to the next residual, with the tokens entering on the way."""
         z_NHE = self.lender.edit(layer, "z", z_NHE, here)
         sum_ND = block.attn_sum(z_NHE)
+        self.copies.wrote_heads(layer, block, z_NHE, sum_ND, here)
         added_ND = self.lender.edit(layer, "attn_out", block.add_attn(sum_ND), here)
         mid_ND = x_ND + added_ND
         entry = self.chunk.entry(layer)
@@ -240,7 +253,7 @@ class PackedPass:
             new_MD = entrance.mid(Stages(x_ND, z_NHE, sum_ND, added_ND, mid_ND))
         if not block.parallel:
             mid_ND = self.lender.edit(layer, "resid_mid", mid_ND, here)
-        read_ND = x_ND if block.parallel else mid_ND
+        read_ND = self.copies.into_mlp(layer, x_ND if block.parallel else mid_ND, here)
         n_mid = 0 if entry is None or block.parallel else entry.n_mid
         if new_MD is not None and n_mid:
             read_ND = torch.cat([read_ND, new_MD[:n_mid]])
@@ -249,6 +262,7 @@ class PackedPass:
         mlp_ND = mlp_ND[: len(mlp_ND) - n_mid]
         mlp_ND = self.lender.edit_neurons(layer, block, read_ND, mlp_ND, here)
         mlp_ND = self.lender.edit(layer, "mlp_out", mlp_ND, here)
+        self.copies.wrote_mlp(layer, mlp_ND, here)
         out_ND = mid_ND + mlp_ND
         out_ND = self.lender.edit(layer, "resid_post", out_ND, here)
         if entry is None or entrance is None or new_MD is None:
@@ -284,4 +298,7 @@ class PackedPass:
             for r, p, i in zip(entry.row, entry.position, index, strict=True):
                 row[r, at[r] == p] = i
             out_MD = torch.cat([out_MD, value])
-        return Final(out_MD, base, self.source_at, row, self.lender.moved.cpu().numpy())
+        out_MD, row = self.copies.into_logits(out_MD, row, base)
+        row = row[: chunk.n_own]
+        moved = self.lender.moved[: chunk.n_own].cpu().numpy()
+        return Final(out_MD, base, self.source_at, row, moved)

@@ -7,11 +7,12 @@ source runs (from the first difference on), then the rows, grouped by the positi
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
 from interp.engine.buckets import Bucket
+from interp.engine.edges import EDGE, EdgeTable
 from interp.engine.plans import MID, POST, PRE, Row, TokenEdits
 
 WHICH = ("head", "unit", "all")
@@ -72,13 +73,16 @@ class Chunk:
 
     Args:
         bucket: the prompts of the chunk (those its rows need), sorted by first difference.
-        rows: the rows; ``prompt`` counts in ``bucket``.
+        rows: the rows; ``prompt`` counts in ``bucket``. Rows that are only partners of others
+            stand last.
         n_layers: layers of the model.
+        n_own: rows that are asked for (default all).
     """
 
     bucket: Bucket
     rows: list[Row]
     n_layers: int
+    n_own: int = -1
     prompt: np.ndarray = field(init=False)
     start: np.ndarray = field(init=False)
     live: np.ndarray = field(init=False)
@@ -98,9 +102,16 @@ class Chunk:
         for r, row in enumerate(self.rows):
             for part in row.parts:
                 layer, kind, head, unit = part[:4]
+                if kind == EDGE:
+                    continue
                 which = "head" if head >= 0 else "unit" if unit >= 0 else "all"
                 key = (layer, kind, _when(row, layer, kind), which)
                 self._edits.setdefault(key, TokenEdits()).extend(r, part)
+
+        self.n_own = len(self.rows) if self.n_own < 0 else self.n_own
+        number = {id(row): r for r, row in enumerate(self.rows)}
+        partner = [-1 if r.partner is None else number[id(r.partner)] for r in self.rows]
+        self.edge_table = EdgeTable(self.rows, np.array(partner, dtype=np.int64))
 
     def edits(self, layer: int, kind: str, when: str, which: str) -> TokenEdits | None:
         """Edits of a layer and kind; ``when`` is ``entry``, ``admit`` or ``live``."""
@@ -183,6 +194,7 @@ def _when(row: Row, layer: int, kind: str) -> str:
 
 def chunk_of(rows: Sequence[Row], bucket: Bucket, n_layers: int) -> Chunk:
     """A chunk of these rows with only the prompts they need, sorted by first difference."""
+    partners = list({id(r.partner): r.partner for r in rows if r.partner is not None}.values())
     needed = np.unique([r.prompt for r in rows])
     needed = needed[np.argsort(bucket.first[needed], kind="stable")]
     place = {int(p): i for i, p in enumerate(needed)}
@@ -192,8 +204,16 @@ def chunk_of(rows: Sequence[Row], bucket: Bucket, n_layers: int) -> Chunk:
             for f in ("rows", "base", "source", "first", "match", "at", "at_source")
         )
     )
-    moved = [Row(r.cell, place[r.prompt], r.start, r.live, r.parts) for r in rows]
-    return Chunk(small, moved, n_layers)
+    new = {id(r): replace(r, prompt=place[r.prompt]) for r in partners}
+    moved = [
+        replace(
+            r,
+            prompt=place[r.prompt],
+            partner=None if r.partner is None else new[id(r.partner)],
+        )
+        for r in rows
+    ]
+    return Chunk(small, [*moved, *new.values()], n_layers, n_own=len(rows))
 
 
 @dataclass(eq=False)

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from interp.engine.buckets import Bucket
+from interp.engine.edges import EDGE, route_of
 from interp.terms import Edit, PromptPairs, Site, UsageError
 
 PRE = ("embed", "resid_pre")
@@ -33,10 +34,14 @@ class Cell:
 
     Args:
         edits: their values are ``"source"``, ``"zero"``, ``"base"`` is not a word: an array
-            broadcasts to ``[prompt of the task, position, *site dims]``.
+            broadcasts to ``[prompt of the task, position, *site dims]``. An edit with a reader
+            changes that reader's own copy of the residual alone.
+        frozen: readers read what they read in a run with the writers edited as nodes and the
+            attention behind them held at the base run's (MLPs computed anew).
     """
 
     edits: tuple[Edit, ...]
+    frozen: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,7 +54,9 @@ class Row:
         start: first position it carries.
         live: boundary from which it carries tokens of its own (n_layers: only the final norm).
         parts: its edits as ``(layer, kind, head, unit, positions, value, array, add)``; ``unit`` is
-            a neuron, or the key of a pattern entry.
+            a neuron, or the key of a pattern entry. An edge has the layer of its reader, kind
+            ``"edge"``, the writer's head, and its ``Route`` as a last entry.
+        partner: a row of the same prompt whose readers' inputs this one's readers take.
     """
 
     cell: int
@@ -57,6 +64,7 @@ class Row:
     start: int
     live: int
     parts: tuple[tuple[Any, ...], ...]
+    partner: Row | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -100,7 +108,7 @@ class TokenEdits:
 
     def extend(self, row: int, part: tuple[Any, ...]) -> None:
         """Append one row's part, a token at a time."""
-        _, _, head, unit, positions, value, array, add = part
+        _, _, head, unit, positions, value, array, add = part[:8]
         n = len(positions)
         self.row += [row] * n
         self.position += [int(p) for p in positions]
@@ -130,6 +138,19 @@ def positions_of(site: Site, bucket: Bucket, prompt: int, pairs: PromptPairs) ->
     return np.unique(places)
 
 
+def _value(edit: Edit, arrays: list[Any]) -> tuple[int, int]:
+    """What kind of value an edit has, and its index among the arrays."""
+    if isinstance(edit.with_, str):
+        if edit.with_ not in ("source", "zero"):
+            raise UsageError(f"The engine was given {edit.with_!r}; it takes values, not words.")
+        return (SOURCE if edit.with_ == "source" else ZERO), -1
+    index = next((i for i, a in enumerate(arrays) if a is edit.with_), -1)
+    if index < 0:
+        arrays.append(edit.with_)
+        index = len(arrays) - 1
+    return ARRAY, index
+
+
 def _part(
     edit: Edit, bucket: Bucket, prompt: int, pairs: PromptPairs, arrays: list[Any]
 ) -> tuple[Any, ...]:
@@ -138,34 +159,46 @@ def _part(
     layer = 0 if site.kind == "embed" else site.layer
     if layer is None:
         raise UsageError(f"An edit of {site.kind!r} needs a layer.")
-    index = -1
-    if isinstance(edit.with_, str):
-        if edit.with_ not in ("source", "zero"):
-            raise UsageError(f"The engine was given {edit.with_!r}; it takes values, not words.")
-        value = SOURCE if edit.with_ == "source" else ZERO
-    else:
-        value = ARRAY
-        index = next((i for i, a in enumerate(arrays) if a is edit.with_), -1)
-        if index < 0:
-            arrays.append(edit.with_)
-            index = len(arrays) - 1
+    value, index = _value(edit, arrays)
     head = -1 if site.head is None else site.head
     unit = site.key if site.kind == "pattern" else site.neuron
     unit = -1 if unit is None else unit
     return (layer, site.kind, head, unit, places, value, index, edit.mode == "add")
 
 
+def _edge_part(
+    edit: Edit,
+    bucket: Bucket,
+    prompt: int,
+    pairs: PromptPairs,
+    arrays: list[Any],
+    n_layers: int,
+    frozen: bool,
+) -> tuple[Any, ...]:
+    """A part whose layer is its reader's (n_layers for the logits), with its route."""
+    assert edit.reader is not None
+    part = _part(edit, bucket, prompt, pairs, arrays)
+    places = part[4]
+    if edit.reader.position is not None:
+        places = np.intersect1d(places, positions_of(edit.reader, bucket, prompt, pairs))
+    layer = n_layers if edit.reader.kind == "logits" else edit.reader.layer
+    return (layer, EDGE, *part[2:4], places, *part[5:], route_of(edit, frozen))
+
+
 def _reaching(part: tuple[Any, ...], bucket: Bucket, prompt: int, n_layers: int) -> np.ndarray:
     """Positions of a part from which the metric can be reached at all."""
     layer, kind, places = part[0], part[1], part[4]
     at = bucket.at[prompt]
-    if layer == n_layers - 1 and kind not in PRE and kind not in ("k", "v"):
+    kind = part[8].reader if kind == EDGE else kind
+    if layer >= n_layers - 1 and kind not in PRE and kind not in ("k", "v"):
         return places[np.isin(places, at)]
     return places[places <= at.max()]
 
 
 def _live(parts: Sequence[tuple[Any, ...]]) -> int:
     layer = min(p[0] for p in parts)
+    if any(p[1] == EDGE for p in parts):
+        return layer
     late = all(p[1] in MID or p[1] in POST for p in parts if p[0] == layer)
     return layer + 1 if late else layer
 
@@ -192,6 +225,7 @@ def make_plan(
     shape = (len(cells), len(bucket))
     inert, undefined, telling = (np.zeros(shape, bool) for _ in range(3))
     rows: list[Row] = []
+    held = _Partners(bucket, pairs, n_layers, arrays)
     for i in range(len(bucket)):
         for k in range(nulls):
             layer = (k * n_layers) // nulls
@@ -199,7 +233,12 @@ def make_plan(
             part = (layer, "resid_pre", -1, -1, where, BASE, -1, False)
             rows.append(Row(-1, i, int(where[0]), layer, (part,)))
         for c, cell in enumerate(cells):
-            parts = [_part(e, bucket, i, pairs, arrays) for e in cell.edits]
+            parts = [
+                _part(e, bucket, i, pairs, arrays)
+                if e.reader is None
+                else _edge_part(e, bucket, i, pairs, arrays, n_layers, cell.frozen)
+                for e in cell.edits
+            ]
             parts, lost = _useful(parts, bucket, i, n_layers)
             if lost:
                 undefined[c, i] = True
@@ -207,9 +246,39 @@ def make_plan(
                 inert[c, i] = True
             else:
                 start = int(min(p[4].min() for p in parts))
-                rows.append(Row(c, i, start, _live(parts), tuple(parts)))
+                partner = held.row(cell, i) if cell.frozen else None
+                rows.append(Row(c, i, start, _live(parts), tuple(parts), partner))
                 telling[c, i] = all(_differs(p, bucket, i) for p in parts)
     return Plan(bucket, rows, inert, undefined, telling)
+
+
+class _Partners:
+    """Rows whose readers' inputs frozen cells take, each made once."""
+
+    def __init__(
+        self, bucket: Bucket, pairs: PromptPairs, n_layers: int, arrays: list[Any]
+    ) -> None:
+        self.bucket, self.pairs, self.n_layers = bucket, pairs, n_layers
+        self.arrays = arrays
+        self.known: dict[tuple[Any, ...], Row] = {}
+
+    def row(self, cell: Cell, prompt: int) -> Row:
+        """The writers edited as nodes, the attention behind them held at the base run's."""
+        parts = [_part(e, self.bucket, prompt, self.pairs, self.arrays) for e in cell.edits]
+        parts, _ = _useful(parts, self.bucket, prompt, self.n_layers)
+        key = (prompt, *((*p[:4], tuple(p[4].tolist()), *p[5:]) for p in parts))
+        if key not in self.known:
+            start = int(min(p[4].min() for p in parts))
+            first = min(-1 if p[1] == "embed" else p[0] for p in parts)
+            where = np.arange(start, self.bucket.length)
+            hold = [
+                (layer, "z", -1, -1, where, BASE, -1, False)
+                for layer in range(first + 1, self.n_layers)
+            ]
+            hold, _ = _useful(hold, self.bucket, prompt, self.n_layers)
+            live = max(first, 0)
+            self.known[key] = Row(-1, prompt, start, live, (*parts, *hold))
+        return self.known[key]
 
 
 def _differs(part: tuple[Any, ...], bucket: Bucket, prompt: int) -> bool:

@@ -22,6 +22,7 @@ from interp.engine.costs import (
     row_flops,
     rows_cost,
 )
+from interp.engine.edges import check_edges
 from interp.engine.metrics import Metric, Targets, check_metric, metric_named, targets_of
 from interp.engine.packing import Chunk, chunk_of
 from interp.engine.plans import Cell, Plan, Row, make_plan
@@ -73,6 +74,7 @@ class _Work:
     ) -> None:
         self.blocks: Blocks = model.blocks
         self.shape = model.shape
+        check_edges((e for c in cells for e in c.edits), self.shape)
         self.pairs, self.metric, self.direction = pairs, metric, direction
         self.arrays: list[Any] = []
         self.plans = [
@@ -180,11 +182,11 @@ class _Work:
             )
         every = np.arange(len(prompts))
         return {
-            "patched": self._score(final, final.row, chunk.prompt, targets),
+            "patched": self._score(final, final.row, chunk.prompt[: chunk.n_own], targets),
             "base": self._score(final, final.base, every, targets),
             "source": self._score(final, final.source, every, targets),
             "moved": final.moved,
-            "prompt": chunk.prompt,
+            "prompt": chunk.prompt[: chunk.n_own],
             "prompts": chunk.bucket.rows,
         }
 

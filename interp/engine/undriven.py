@@ -51,8 +51,6 @@ def undriven(model: HookedModel, cells: Sequence[Cell]) -> str:
     kinds = {e.site.kind for c in cells for e in c.edits} - set(DRIVEN)
     if kinds:
         return f"The packed engine does not edit {', '.join(sorted(kinds))}."
-    if any(e.reader is not None for c in cells for e in c.edits):
-        return "The packed engine does not edit one reader's copy."
     try:
         model.blocks  # noqa: B018
     except CapabilityError as error:
