@@ -40,9 +40,19 @@ from interp import figures
 CONFIG = {
     "displaylogo": False,
     "responsive": True,
-    "modeBarButtonsToRemove": ["select2d", "lasso2d", "zoomIn2d", "zoomOut2d", "autoScale2d"],
+    "showSendToCloud": False,
+    "plotlyServerURL": "",
+    "modeBarButtonsToRemove": [
+        "select2d",
+        "lasso2d",
+        "zoomIn2d",
+        "zoomOut2d",
+        "autoScale2d",
+        "sendChartToCloud",
+    ],
     "toImageButtonOptions": {"format": "svg", "scale": 2},
 }
+"""plotly's own buttons, without the one that would send the figure to a server of its makers."""
 OPENED = ("grid", "square", "image", "words", "bars")
 """Kinds of figures whose cells open."""
 KEYS = (

@@ -59,7 +59,8 @@ SCRIPT = """
     var pick = document.getElementById(box.dataset.figure + "-pick");
     function show(k) {
       Plotly.react(box, figures[k].data, figures[k].layout,
-                   {responsive: true, displaylogo: false});
+                   {responsive: true, displaylogo: false, showSendToCloud: false,
+                    plotlyServerURL: ""});
     }
     if (pick) { pick.addEventListener("change", function () { show(pick.selectedIndex); }); }
     show(pick ? pick.selectedIndex : 0);

@@ -60,6 +60,13 @@ def test_the_first_page_shows_a_grid_with_its_tokens_and_trust(page, workbench):
     assert page.locator(".rail a[aria-current=page]").inner_text() == "Home"
 
 
+def test_no_button_of_a_figure_sends_it_anywhere(page, workbench):
+    visit(page, workbench, "/run/{plain}")
+    page.wait_for_selector(".modebar-btn", state="attached")
+    names = page.eval_on_selector_all(".modebar-btn", "bs => bs.map(b => b.dataset.title)")
+    assert names and not [n for n in names if "share" in n.lower() or "cloud" in n.lower()], names
+
+
 @pytest.mark.parametrize("path", PAGES)
 def test_every_page_opens_in_both_themes_with_readable_text_and_labelled_inputs(
     page, workbench, path
