@@ -24,6 +24,7 @@ TITLES = {
     "top": "rank",
     "d_model": "residual coordinate",
     "d_head": "head coordinate",
+    "measure": "measured or estimated",
 }
 
 ONE_BASED = ("prompt", "top")

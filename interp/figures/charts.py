@@ -224,6 +224,57 @@ def whiskers(
     return figure
 
 
+def scatter(values: np.ndarray, measure: Axis, cells: Axis, *, units: str) -> go.Figure:
+    """Two measures of the same cells against each other, with the line on which they are equal.
+
+    Args:
+        values: ``[measure, cell]``, two measures: across and up.
+        measure: names of the two.
+        cells: names of the cells.
+        units: the unit of both.
+    """
+    across, up = np.asarray(values, dtype=float)
+    known = np.isfinite(across) & np.isfinite(up)
+    names = [
+        f"{name}<br>{plain(measure.raw[0])} <b>{number(float(a))}</b>"
+        f"<br>{plain(measure.raw[1])} <b>{number(float(b))}</b>"
+        for name, a, b in zip(cells.names, across, up, strict=True)
+    ]
+    both = np.concatenate([across[known], up[known], [0.0]])
+    low, high = float(both.min()), float(both.max())
+    pad = 0.05 * (high - low) or 1.0
+    ends = [low - pad, high + pad]
+    figure = go.Figure(
+        go.Scatter(
+            x=ends,
+            y=ends,
+            mode="lines",
+            line={"color": LIGHT["hatch"], "dash": "dash", "width": 1.5},
+            hoverinfo="skip",
+            showlegend=False,
+            meta={"role": "identity"},
+        )
+    )
+    figure.add_trace(
+        go.Scatter(
+            x=across[known].astype(np.float32),
+            y=up[known].astype(np.float32),
+            mode="markers",
+            marker={"color": SERIES[0], "size": 7, "opacity": 0.75},
+            customdata=[n for n, k in zip(names, known, strict=True) if k],
+            hovertemplate="%{customdata}<extra></extra>",
+            showlegend=False,
+        )
+    )
+    tail = unit_text(units)
+    for axes, name in ((figure.update_xaxes, measure.raw[0]), (figure.update_yaxes,
+                                                              measure.raw[1])):
+        text = f"{name}, {tail}"
+        axes(title={"text": plain(text)}, range=ends, tickformat="~g", zeroline=True)
+    figure.update_layout(height=480)
+    return figure
+
+
 def card(value: Any, *, units: str, error: float | None = None, interval: Any = None) -> go.Figure:
     """A single number, large, with its error and unit."""
     text = value if isinstance(value, str) else number(float(value), 4)

@@ -14,7 +14,8 @@ if TYPE_CHECKING:
     import xarray as xr
 
 Kind = Literal[
-    "patterns", "graph", "image", "curve", "whiskers", "square", "grid", "words", "bars", "card"
+    "patterns", "graph", "image", "curve", "whiskers", "square", "grid", "words", "bars", "card",
+    "scatter",
 ]
 
 SQUARES: tuple[tuple[str, str], ...] = (
@@ -95,6 +96,9 @@ def plan_of(array: xr.DataArray) -> Plan:
     sizes = {d: int(array.sizes[d]) for d in dims}
     if {"src", "dst"} <= set(dims):
         return _plan("graph", ("src", "dst"), dims)
+    if sizes.get("measure") == 2 and len(dims) > 1:
+        other = next(d for d in dims if d != "measure")
+        return _plan("scatter", ("measure", other), dims)
     if {"row", "column"} <= set(dims):
         return _plan("image", ("row", "column"), dims)
     if "bound" in dims:

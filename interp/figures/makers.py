@@ -279,6 +279,17 @@ def _whiskers(
     return figure, [], (others[0] if others else "", "bound")
 
 
+def _scatter(
+    view: View, name: str, array: xr.DataArray, plan: Plan, picked: dict[str, Any]
+) -> Any:
+    array = array.transpose(*plan.axes)
+    measure, cells = (axis_of(array, d, view.tokens, picked) for d in plan.axes)
+    _, units, _ = attrs_of(array, name)
+    figure = charts.scatter(numbers_of(array), measure, cells, units=units)
+    note = "on the dashed line both are equal"
+    return figure, [note], (measure.raw[0], measure.raw[1])
+
+
 def _graph(view: View, name: str, array: xr.DataArray, plan: Plan, picked: dict[str, Any]) -> Any:
     array = array.transpose("src", "dst")
     _, units, signed = attrs_of(array, name)
@@ -318,6 +329,7 @@ def _card(view: View, name: str, array: xr.DataArray, plan: Plan, picked: dict[s
 
 
 MAKERS: dict[str, Any] = {
+    "scatter": _scatter,
     "patterns": _patterns,
     "grid": _grid,
     "square": _grid,

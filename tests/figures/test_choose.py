@@ -34,6 +34,8 @@ KINDS = [
     (("layer",), "bars", ("layer",)),
     (("prompt",), "bars", ("prompt",)),
     (("top",), "bars", ("top",)),
+    (("statistic",), "bars", ("statistic",)),
+    (("layer", "statistic"), "grid", ("layer", "statistic")),
     (("prompt", "label"), "grid", ("prompt", "label")),
     ((), "card", ()),
 ]
@@ -104,3 +106,17 @@ def test_an_entry_that_is_not_there_is_refused_with_those_that_are():
         figures_of(data, selection={"metric": "logit_dif"})
     with pytest.raises(UsageError, match="layer"):
         figures_of(data, selection={"layr": 1})
+
+
+def test_two_measures_of_the_same_cells_are_a_scatter_with_the_line_of_equals():
+    values = np.array([[0.0, 1.0, 2.0, np.nan], [0.5, 1.0, 1.5, 1.0]])
+    coords = {"measure": ["measured", "estimated"], "cell": range(4),
+              "cell_name": ("cell", ["L0 @1", "L0 @<b>", "L1 @0", "L1 @1"])}
+    figure = figures_of(xr.Dataset({"v": array(values, ("measure", "cell"), coords)}))["v"]
+    line, points = figure.data
+    assert figure.layout.meta["kind"] == "scatter" and line.meta["role"] == "identity"
+    assert list(line.x) == list(line.y) and line.x[0] < 0 and line.x[1] > 2
+    assert list(points.x) == [0, 1, 2] and list(points.y) == [0.5, 1, 1.5]
+    assert "L0 @&lt;b&gt;" in points.customdata[1] and "<b>0.5</b>" in points.customdata[0]
+    assert figure.layout.xaxis.title.text.startswith("measured")
+    assert figure.layout.yaxis.title.text.startswith("estimated")
