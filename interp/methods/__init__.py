@@ -3,6 +3,7 @@
 from interp.methods.attribution.agreement import Agreement
 from interp.methods.attribution.attribution_patching import AttributionPatching
 from interp.methods.attribution.relevance import Relevance
+from interp.methods.collapse.collapse import Collapse
 from interp.methods.explore.attention_patterns import AttentionPatterns
 from interp.methods.explore.head_page import HeadPage
 from interp.methods.explore.next_tokens import NextTokens
@@ -16,6 +17,7 @@ METHODS: dict[str, type[Method]] = {
     "agreement": Agreement,
     "attention_patterns": AttentionPatterns,
     "attribution_patching": AttributionPatching,
+    "collapse": Collapse,
     "head_page": HeadPage,
     "next_tokens": NextTokens,
     "pair_check": PairCheck,
@@ -28,6 +30,7 @@ __all__ = [
     "METHODS",
     "ActivationPatching",
     "AttentionPatterns",
+    "Collapse",
     "HeadPage",
     "NextTokens",
     "PairCheck",

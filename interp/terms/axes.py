@@ -26,6 +26,7 @@ SMALL_AXES: dict[str, str] = {
     "d_head": "coordinate of a head",
     "draw": "one random draw",
     "token": "token of the vocabulary",
+    "coordinate": "coordinate of a drawing: one of two or three leading directions",
     "statistic": "which number of agreement",
     "measure": "measured or estimated",
     "cell": "one cell of a grid, in the order of its axes",

@@ -1,0 +1,1 @@
+"""Neural collapse: metrics of features and classifier, closed forms, mixup, a recorder."""
