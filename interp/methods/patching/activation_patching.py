@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Annotated, ClassVar, Literal
 
 import numpy as np
@@ -13,26 +12,15 @@ from interp.engine import (
     Cell,
     Sweep,
     estimate,
-    metric_named,
     read_values,
     screened_sweep,
     sweep,
     undriven,
 )
-from interp.engine.statistics import (
-    bootstrap_interval,
-    mean_and_error,
-    ratio_of_means,
-    resampling_weights,
-    sign_flip_tests,
-)
+from interp.methods.patching.effects import Reading, averaged, effects_of
 from interp.methods.patching.grids import Grid, make_grid
 from interp.methods.patching.trust import check_plain, check_screen, check_sweep
 from interp.terms import Context, Edit, HookedModel, Method, PromptPairs, Site, UsageError
-
-SMALL_SAMPLE = 8
-SHARE = "share of the gap"
-"""Unit of an effect: 0 nothing moved, 1 the metric went all the way to the source run."""
 
 
 class ActivationPatching(Method):
@@ -130,7 +118,7 @@ class ActivationPatching(Method):
         extra = len(cells) - len(grids) * len(grid.cells)
 
         def gather(found: Sweep) -> Sweep:
-            return _averaged(found, extra, len(grids))
+            return averaged(found, extra, len(grids))
 
         knobs = {
             "metric": self.metric,
@@ -208,140 +196,13 @@ class ActivationPatching(Method):
         return out
 
     def _dataset(self, found: Sweep, grid: Grid, task: PromptPairs, n_boot: int) -> xr.Dataset:
-        metric = metric_named(self.metric)
-        prompts = np.arange(len(task))
-        raw = (found.patched - found.base).T
-        gap = found.source - found.base
-        reason = self._vanishing(found, gap, task, n_boot)
-        mean, error = mean_and_error(raw)
-        effect, effect_error = ratio_of_means(raw, gap)
-        weights = resampling_weights(len(task), task.template, max(n_boot, 1), self.seed)
-        has_interval = n_boot > 0 and len(task) > 1
-        interval = np.full((2, raw.shape[1]), np.nan)
-        if has_interval:
-            interval = bootstrap_interval(raw, None if reason else gap, weights)
-        p, p_grid = np.full(raw.shape[1], np.nan), np.full(raw.shape[1], np.nan)
-        if has_interval:
-            p, p_grid = sign_flip_tests(raw, self.seed)
-        if reason:
-            effect, effect_error = np.full_like(effect, np.nan), np.full_like(effect, np.nan)
-
-        def laid(values: np.ndarray) -> np.ndarray:
-            return values.reshape(*values.shape[:-1], *grid.shape)
-
-        unit, dims = metric.units, grid.dims
-        arrays = {
-            "effect": (dims, laid(effect), SHARE, "effect", 1),
-            "effect_raw": (dims, laid(mean), unit, "change of the metric", 1),
-            "effect_se": (dims, laid(effect_error), SHARE, "standard error of the effect", 0),
-            "effect_raw_se": (dims, laid(error), unit, "standard error of the change", 0),
-            "effect_ci": (
-                ("bound", *dims),
-                laid(interval),
-                unit if reason else SHARE,
-                "95 % bootstrap interval",
-                1,
-            ),
-            "p_value": (dims, laid(p), "1", "p of a zero effect (sign flips)", 0),
-            "p_fwer": (dims, laid(p_grid), "1", "p over the whole grid (max-T)", 0),
-            "inert": (
-                dims,
-                laid(_inert(found)),
-                "1",
-                "1 where the value is the same or cannot reach the metric",
-                0,
-            ),
-            "metric_base": (("prompt",), found.base, unit, f"{metric.title}, base run", 1),
-            "metric_source": (("prompt",), found.source, unit, f"{metric.title}, source run", 1),
-        }
-        if self.keep_prompts:
-            arrays["patched_metric"] = (
-                ("prompt", *dims),
-                laid(found.patched.T),
-                unit,
-                f"{metric.title}, patched",
-                1,
-            )
-        data = xr.Dataset(
-            {
-                k: (d, v, {"units": u, "long_name": n, "signed": s})
-                for k, (d, v, u, n, s) in arrays.items()
-            },
-            coords={**grid.coords, "prompt": prompts, "bound": ["low", "high"]},
-        )
-        data.attrs.update(self._attrs(found, gap, task, metric.title, reason))
-        return data
-
-    def _vanishing(self, found: Sweep, gap: np.ndarray, task: PromptPairs, n_boot: int) -> str:
-        """Why the effect cannot be a share of the gap; empty where it can."""
-        if not np.isfinite(gap).all():
-            return "unfinished" if np.isnan(found.base).any() else "the metric is not finite"
-        mean = abs(gap.mean())
-        floor = max(10 * found.noise, 1e-6 * np.abs(found.base).mean())
-        if mean < floor:
-            return f"the mean gap {mean:.3g} is below {floor:.3g}, ten times the noise floor"
-        if n_boot > 0 and len(task) > 1:
-            weights = resampling_weights(len(task), task.template, n_boot, self.seed)
-            low, high = bootstrap_interval(gap[:, None], None, weights)[:, 0]
-            if low <= 0 <= high:
-                return f"the interval of the mean gap, {low:.3g} to {high:.3g}, contains 0"
-        return ""
-
-    def _attrs(
-        self, found: Sweep, gap: np.ndarray, task: PromptPairs, title: str, reason: str
-    ) -> dict[str, str | float | int]:
-        scale = abs(float(np.nanmean(gap))) if np.isfinite(gap).any() else math.nan
-        return {
-            "site": self.site,
-            "direction": self.direction,
-            "with_": self.with_,
-            "metric": self.metric,
-            "metric_title": title,
-            "at": self.at,
-            "window": self.window,
-            "noise_floor": found.noise,
-            "noise_floor_effect": found.noise / scale if scale > 0 else math.nan,
-            "mean_gap": float(np.nanmean(gap)) if np.isfinite(gap).any() else math.nan,
-            "undefined_reason": reason,
-            "undefined_cells": int(np.isnan(found.patched).all(1).sum()),
-            "n_prompts": len(task),
-            "small_sample": int(len(task) < SMALL_SAMPLE),
-            "rows": int(sum(found.chunks)),
-            "flops": found.flops,
-            "naive_flops": found.naive,
-        }
+        how = Reading(self.metric, self.direction, self.at, n_boot, self.seed, self.keep_prompts)
+        about = {"site": self.site, "with_": self.with_, "window": self.window}
+        return effects_of(found, grid, task, how, about)
 
 
 def _array(value: object) -> np.ndarray:
     return value.detach().double().cpu().numpy()  # type: ignore[attr-defined]
-
-
-def _inert(found: Sweep) -> np.ndarray:
-    """Cells that change nothing in any prompt: out of reach, or equal values in both runs."""
-    same = (found.moved == 0) & np.isfinite(found.patched) & (found.patched == found.base)
-    return (found.inert | same).all(1).astype(np.int8)
-
-
-def _averaged(found: Sweep, extra: int, draws: int) -> Sweep:
-    """The grid alone, averaged over draws."""
-
-    def mean(values: np.ndarray) -> np.ndarray:
-        return values[extra:].reshape(draws, -1, values.shape[1]).mean(0)
-
-    first = len(found.patched[extra:]) // draws
-    return Sweep(
-        mean(found.patched),
-        found.base,
-        found.source,
-        found.inert[extra : extra + first],
-        found.undefined[extra : extra + first],
-        mean(found.moved),
-        found.telling[:first],
-        found.noise,
-        found.chunks,
-        found.flops,
-        found.naive,
-    )
 
 
 def _derangement(n: int, seed: int) -> np.ndarray:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -33,16 +34,33 @@ class Grid:
         dims: names of the axes.
         coords: values of each axis.
         cells: row-major along ``dims``.
+        index: place of each cell in the flattened grid where some places have none.
+        further: coordinates that belong to an axis: name -> (axis, values).
     """
 
     dims: tuple[str, ...]
     coords: dict[str, np.ndarray]
     cells: list[Cell]
+    index: np.ndarray | None = None
+    further: dict[str, tuple[str, np.ndarray]] = field(default_factory=dict)
 
     @property
     def shape(self) -> tuple[int, ...]:
         """Length of each axis."""
         return tuple(len(self.coords[d]) for d in self.dims)
+
+    def coordinates(self) -> dict[str, Any]:
+        """All coordinates, as a dataset takes them."""
+        return {**self.coords, **self.further}
+
+    def laid(self, values: np.ndarray) -> np.ndarray:
+        """``[…, cell]`` on the grid; NaN (0 for whole numbers) where there is no cell."""
+        if self.index is not None:
+            empty = np.nan if values.dtype.kind == "f" else 0
+            whole = np.full((*values.shape[:-1], math.prod(self.shape)), empty, values.dtype)
+            whole[..., self.index] = values
+            values = whole
+        return values.reshape(*values.shape[:-1], *self.shape)
 
 
 def axes_of(site: str, axes: str, pairs: PromptPairs) -> tuple[str, ...]:
