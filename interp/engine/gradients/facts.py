@@ -93,25 +93,26 @@ def _dotted(grads: dict[str, Tensor], values: dict[str, Tensor]) -> float:
 
 def small_patch_slope(
     model: HookedModel, pairs: PromptPairs, site: Site, *, metric: str, direction: str,
-    at: int | str, step: float = 0.03,
+    at: int | str, step: float = 0.01,
 ) -> np.ndarray:
     """Slope of the metric along one node's path at the base run, ``[prompt]``.
 
-    By the back-end's own forward passes with ``a_base ± step (a_source - a_base)`` put in place,
-    so that it shares nothing with a backward pass.
+    By the back-end's own forward passes with ``a_base ± h (a_source - a_base)`` put in place, so
+    that it shares nothing with a backward pass; h = step and step / 2, extrapolated to 0.
     """
     other = "noising" if direction == "denoising" else "denoising"
     whole = site.whole
     source = read_values(model, pairs, [whole], direction=direction, at=at)[whole]
     base = read_values(model, pairs, [whole], direction=other, at=at)[whole]
     cells = []
-    for sign in (1, -1):
-        value = torch.stack([b + sign * step * (s - b) for s, b in zip(source, base, strict=True)])
+    for h in (step, -step, step / 2, -step / 2):
+        value = torch.stack([b + h * (s - b) for s, b in zip(source, base, strict=True)])
         part = site.head if site.head is not None else site.neuron
         value = value if part is None else value[:, :, part]
         cells.append(Cell((Edit(site, value.detach().cpu().numpy()),)))
-    up, down = plain_metrics(model, pairs, cells, metric_named(metric), direction=direction, at=at)
-    return (up - down) / (2 * step)
+    m = plain_metrics(model, pairs, cells, metric_named(metric), direction=direction, at=at)
+    wide, near = (m[0] - m[1]) / (2 * step), (m[2] - m[3]) / step
+    return (4 * near - wide) / 3
 
 
 def frozen_effect(

@@ -261,6 +261,9 @@ class _Batch:
         self.found: dict[tuple[str, int], Tensor] = {}
         self.aligned = bool((bucket.match == np.arange(bucket.length)).all())
         self.match = torch.from_numpy(bucket.match).to(blocks.device)
+        # under a causal mask nothing differs before the first difference, but for rounding
+        self.same = torch.from_numpy(
+            np.arange(bucket.length) < bucket.first[:, None]).to(blocks.device)
 
     def measured(self) -> dict[str, np.ndarray]:
         """Estimates of every kind, and the metric of both runs."""
@@ -325,8 +328,13 @@ class _Batch:
             if est is None:
                 est = self._move(lent[kind], value) * gradient
                 est = est if kind == "mlp_post" else est.sum(-1)
+            est = self._still(est)
             key = (kind, layer)
             into[key] = into[key] + share * est if key in into else share * est
+
+    def _still(self, est: Tensor) -> Tensor:
+        """Zero where the two runs cannot differ."""
+        return est.masked_fill(self.same.view(*self.same.shape, *[1] * (est.ndim - 2)), 0.0)
 
     def _fixed(
         self, layer: int, taken: dict[str, tuple[Tensor, Tensor]], lent: dict[str, Tensor]
@@ -367,14 +375,15 @@ class _Batch:
             lent, own = self.source.values(blocked), base.values(blocked) if self.keep else {}
             for kind in set(PASSED) & set(self.wish.kinds):
                 value = own[kind] if kind in own else self._again(base, blocked)[kind]
-                self.into[kind, blocked] = (self._move(lent[kind], value) * rows).sum(-1)
+                est = (self._move(lent[kind], value) * rows).sum(-1)
+                self.into[kind, blocked] = self._still(est)
             if blocked:
                 base.backward(passed[blocked], self._visit, start=blocked - 1, again=True)
             elif "embed" in self.wish.kinds:
                 assert base.embedding is not None
                 value = base.embedding.unflatten(0, (base.rows, base.length))
                 moved = self._move(self.source.values(-1)["embed"], value)
-                self.into["embed", -1] = (moved * rows).sum(-1)
+                self.into["embed", -1] = self._still((moved * rows).sum(-1))
             for key, plain in self.plain.items():
                 reached = key[1] > blocked or key == ("resid_post", blocked)
                 est = plain if reached else self.into.get(key)
