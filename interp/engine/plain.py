@@ -21,9 +21,27 @@ from interp.terms import Edit, HookedModel, PromptPairs, Site
 
 
 def pick_positions(logits: Tensor, at: np.ndarray) -> Tensor:
-    """Logits ``[prompt, at, vocab]`` at the metric positions ``at [prompt, at]``."""
+    """Logits ``[prompt, at, vocab]`` at the positions ``at [prompt, at]``."""
     rows = torch.arange(len(at), device=logits.device)[:, None]
     return logits[rows, torch.from_numpy(at).to(logits.device)]
+
+
+def metric_logits(
+    model: HookedModel,
+    tokens: np.ndarray,
+    at: np.ndarray,
+    *,
+    edits: Sequence[Edit] = (),
+    read: Sequence[Site] = (),
+) -> tuple[Tensor, Any]:
+    """Logits ``[prompt, at, vocab]`` at the metric positions ``at [prompt, at]``, and the reads.
+
+    Only these positions are unembedded.
+    """
+    wanted, place = np.unique(at, return_inverse=True)
+    run = model.run(tokens, edits=edits, read=read, positions=wanted)
+    logits = pick_positions(run.logits, place.reshape(at.shape))
+    return logits if logits.dtype == torch.float64 else logits.float(), run.reads
 
 
 def _scored(
@@ -31,11 +49,8 @@ def _scored(
     metric: Metric,
     bucket: Bucket,
     logits: Tensor,
-    at: np.ndarray,
     clean: Tensor | None,
 ) -> np.ndarray:
-    logits = logits if logits.dtype == torch.float64 else logits.float()
-    logits = pick_positions(logits, at)
     targets = targets_of(pairs, bucket.rows.tolist(), metric, logits.shape[-1], logits.device)
     if targets.columns is not None:
         logits = logits[..., targets.columns]
@@ -68,28 +83,30 @@ def plain_metrics(
     for bucket in buckets_of(pairs, direction, at):
         wanted = {e.site.whole for c in cells for e in c.edits if _lent(e)}
         with torch.no_grad():
-            source = model.run(bucket.source, read=sorted(wanted, key=str))
-            clean = None
-            if metric.clean:
-                clean = _clean(model, bucket, source.logits, direction)
+            source, reads = metric_logits(
+                model, bucket.source, bucket.at_source, read=sorted(wanted, key=str)
+            )
+            clean = _clean(model, bucket, source, direction) if metric.clean else None
             for c, cell in enumerate(cells):
-                logits = patched_logits(model, cell, bucket, pairs, source.reads)
+                logits = patched_logits(model, cell, bucket, pairs, reads)
                 if logits is not None:
-                    out[c, bucket.rows] = _scored(pairs, metric, bucket, logits, bucket.at, clean)
+                    out[c, bucket.rows] = _scored(pairs, metric, bucket, logits, clean)
     return out
 
 
 def patched_logits(
     model: HookedModel, cell: Cell, bucket: Bucket, pairs: PromptPairs, reads: Any = None
 ) -> Tensor | None:
-    """Logits of a bucket's base run under a cell's edits; None where positions do not match.
+    """Logits ``[prompt, at, vocab]`` of a bucket's base run under a cell's edits.
+
+    None where positions do not match.
 
     ``reads`` are the source run's values by whole site, read now if None. Prompts whose edited
     positions differ run singly.
     """
     if reads is None:
         sites = {e.site.whole for e in cell.edits if _lent(e)}
-        reads = model.run(bucket.source, read=sorted(sites, key=str)).reads
+        reads = model.run(bucket.source, read=sorted(sites, key=str), positions=[-1]).reads
     every = np.arange(len(bucket))
     places = [[positions_of(e.site, bucket, int(i), pairs) for i in every] for e in cell.edits]
     groups = [every] if all(map(_alike, places)) else [every[i : i + 1] for i in every]
@@ -101,7 +118,7 @@ def patched_logits(
         edits = _resolved(cell, small, pairs, lent)
         if edits is None:
             return None
-        parts.append(model.run(small.base, edits=edits).logits)
+        parts.append(metric_logits(model, small.base, small.at, edits=edits)[0])
     return torch.cat(parts)
 
 
@@ -117,9 +134,9 @@ def plain_source(
     out = np.full(len(pairs), np.nan)
     for bucket in buckets_of(pairs, direction, at):
         with torch.no_grad():
-            logits = model.run(bucket.source).logits
+            logits, _ = metric_logits(model, bucket.source, bucket.at_source)
             clean = _clean(model, bucket, logits, direction) if metric.clean else None
-            out[bucket.rows] = _scored(pairs, metric, bucket, logits, bucket.at_source, clean)
+            out[bucket.rows] = _scored(pairs, metric, bucket, logits, clean)
     return out
 
 
@@ -128,12 +145,9 @@ def _lent(edit: Edit) -> bool:
 
 
 def _clean(model: HookedModel, bucket: Bucket, source: Tensor, direction: str) -> Tensor:
-    logits, at = source, bucket.at_source
     if direction == "noising":
-        logits, at = model.run(bucket.base).logits, bucket.at
-    chosen = pick_positions(logits, at)
-    chosen = chosen if chosen.dtype == torch.float64 else chosen.float()
-    return torch.log_softmax(chosen, -1)
+        source, _ = metric_logits(model, bucket.base, bucket.at)
+    return torch.log_softmax(source, -1)
 
 
 def _resolved(cell: Cell, bucket: Bucket, pairs: PromptPairs, reads: Any) -> list[Edit] | None:

@@ -210,7 +210,7 @@ def make_plan(
     n_layers: int,
     arrays: list[Any],
     *,
-    nulls: int = 2,
+    nulls: int = 1,
 ) -> Plan:
     """Turn cells into rows.
 
@@ -228,7 +228,7 @@ def make_plan(
     held = _Partners(bucket, pairs, n_layers, arrays)
     for i in range(len(bucket)):
         for k in range(nulls):
-            layer = (k * n_layers) // nulls
+            layer = ((2 * k + 1) * n_layers) // (2 * nulls)
             where = np.arange(min(bucket.first[i], bucket.at[i].max()), bucket.length)
             part = (layer, "resid_pre", -1, -1, where, BASE, -1, False)
             rows.append(Row(-1, i, int(where[0]), layer, (part,)))

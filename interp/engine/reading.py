@@ -10,7 +10,7 @@ import torch
 
 from interp.engine.buckets import buckets_of
 from interp.engine.metrics import Metric, targets_of
-from interp.engine.plain import patched_logits, pick_positions
+from interp.engine.plain import metric_logits, patched_logits
 from interp.engine.plans import Cell
 from interp.terms import HookedModel, PromptPairs, Site, UsageError
 
@@ -66,14 +66,12 @@ def answers(
         )
         with torch.no_grad():
             logits = (
-                model.run(tokens).logits
+                metric_logits(model, tokens, where)[0]
                 if cell is None
                 else patched_logits(model, cell, bucket, pairs)
             )
         if logits is None:
             raise UsageError("This position has no counterpart in the other prompt.")
-        logits = pick_positions(logits, where)
-        logits = logits if logits.dtype == torch.float64 else logits.float()
         for i, row in enumerate(bucket.rows):
             out[row] = logits[i]
     return out

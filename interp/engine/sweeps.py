@@ -237,7 +237,7 @@ def sweep(
     metric: str = "logit_diff",
     direction: str = "denoising",
     at: int | str = "last",
-    nulls: int = 2,
+    nulls: int = 1,
     seconds: float = memory.SECONDS,
     on_chunk: Any = None,
     label: str = "sweep",
@@ -371,7 +371,7 @@ def estimate(
     limit: float | None = None,
 ) -> Estimate:
     """Cells, FLOPs, memory and time of a sweep before it runs."""
-    work = _Work(model, pairs, cells, metric_named(metric), direction, at, nulls=2)
+    work = _Work(model, pairs, cells, metric_named(metric), direction, at, nulls=1)
     rate = 0.6 * memory.matmul_rate(work.blocks.device, work.blocks.dtype, work.shape.d_model)
     limit = memory.default_limit(work.blocks.device) if limit is None else limit
     flops = peak = rows = 0.0
