@@ -1,5 +1,6 @@
 """Floor 2: the only room that knows batch, chunk, device, dtype and no_grad."""
 
+from interp.engine.edges import all_edges
 from interp.engine.metrics import METRICS, Metric, metric_named
 from interp.engine.plain import plain_metrics, plain_source, read_values
 from interp.engine.plans import Cell
@@ -22,6 +23,7 @@ __all__ = [
     "Metric",
     "Screened",
     "Sweep",
+    "all_edges",
     "answers",
     "estimate",
     "head_writing",

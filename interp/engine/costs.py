@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from interp.engine.edges import EDGE
 from interp.engine.plans import INNER, PRE, Plan, Row
 from interp.terms import ModelShape
 
@@ -48,10 +49,18 @@ def row_flops(row: Row, plan: Plan, shape: ModelShape, gated: bool) -> float:
     if row.live < layers:
         flops += (layers - 1 - row.live) * full + last
     for layer, kind, _, _, places, *_ in row.parts:
+        if kind == EDGE and layer < layers:
+            flops += len(places) * (c - mlp)
         if kind not in PRE and kind not in INNER and layer == row.live - 1:
             flops += len(places) * (mlp if kind in ("z", "attn_out", "resid_mid") else 0)
             flops += len(places) * (2 * shape.d_model * shape.d_head if kind == "z" else 0)
     return flops
+
+
+def row_tokens(row: Row, plan: Plan) -> int:
+    """Tokens a row carries, the copies of its edges' readers among them."""
+    copies = sum(len(part[4]) for part in row.parts if part[1] == EDGE)
+    return plan.bucket.length - row.start + copies
 
 
 def rows_cost(
@@ -78,7 +87,7 @@ def rows_cost(
     runs = 2 * len(prompts) * plan.bucket.length
     flops = sum(flops_of[n] for n in numbers) + shape.n_layers * runs * c
     flops += 2 * shape.d_model * columns * len(rows) * plan.bucket.at.shape[1]
-    tokens = runs + sum(plan.bucket.length - r.start for r in rows)
+    tokens = runs + sum(row_tokens(r, plan) for r in rows)
     return Cost(flops, tokens, len(rows))
 
 

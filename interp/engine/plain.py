@@ -16,8 +16,9 @@ from torch import Tensor
 
 from interp.engine.buckets import Bucket, buckets_of
 from interp.engine.metrics import Metric, targets_of
+from interp.engine.plain_edges import edge_edits
 from interp.engine.plans import Cell, positions_of
-from interp.terms import Edit, HookedModel, PromptPairs, Site
+from interp.terms import CapabilityError, Edit, HookedModel, PromptPairs, Site
 
 
 def pick_positions(logits: Tensor, at: np.ndarray) -> Tensor:
@@ -107,6 +108,7 @@ def patched_logits(
     if reads is None:
         sites = {e.site.whole for e in cell.edits if _lent(e)}
         reads = model.run(bucket.source, read=sorted(sites, key=str), positions=[-1]).reads
+    reader = _reader(cell)
     every = np.arange(len(bucket))
     places = [[positions_of(e.site, bucket, int(i), pairs) for i in every] for e in cell.edits]
     groups = [every] if all(map(_alike, places)) else [every[i : i + 1] for i in every]
@@ -118,8 +120,25 @@ def patched_logits(
         edits = _resolved(cell, small, pairs, lent)
         if edits is None:
             return None
+        if reader is not None:
+            writer = [dataclasses.replace(e, reader=None) for e in edits]
+            edits = edge_edits(model, small.base, writer, reader, cell.frozen)
         parts.append(metric_logits(model, small.base, small.at, edits=edits)[0])
     return torch.cat(parts)
+
+
+def _reader(cell: Cell) -> Site | None:
+    """The reader of a cell that is one edge; None of a cell without edges."""
+    readers = [e.reader for e in cell.edits if e.reader is not None]
+    if not readers:
+        return None
+    if len(cell.edits) > 1 or readers[0].position is not None:
+        raise CapabilityError(
+            "Several edges together, or a reader at chosen positions, are measured by the packed "
+            "engine alone.",
+            remedy="Load the model with backend='transformer_lens', or measure single edges.",
+        )
+    return readers[0]
 
 
 def plain_source(

@@ -4,12 +4,15 @@ from interp.methods.attribution.agreement import Agreement
 from interp.methods.attribution.attribution_patching import AttributionPatching
 from interp.methods.attribution.relevance import Relevance
 from interp.methods.collapse.collapse import Collapse
+from interp.methods.collapse.collapse_theory import CollapseTheory
 from interp.methods.explore.attention_patterns import AttentionPatterns
 from interp.methods.explore.head_page import HeadPage
 from interp.methods.explore.next_tokens import NextTokens
 from interp.methods.explore.pair_check import PairCheck
 from interp.methods.explore.verify_cell import VerifyCell
+from interp.methods.lipschitz.local_lipschitz import LocalLipschitz
 from interp.methods.patching.activation_patching import ActivationPatching
+from interp.methods.patching.path_patching import PathPatching
 from interp.terms import Method
 
 METHODS: dict[str, type[Method]] = {
@@ -18,9 +21,12 @@ METHODS: dict[str, type[Method]] = {
     "attention_patterns": AttentionPatterns,
     "attribution_patching": AttributionPatching,
     "collapse": Collapse,
+    "collapse_theory": CollapseTheory,
     "head_page": HeadPage,
+    "local_lipschitz": LocalLipschitz,
     "next_tokens": NextTokens,
     "pair_check": PairCheck,
+    "path_patching": PathPatching,
     "relevance": Relevance,
     "verify_cell": VerifyCell,
 }
@@ -31,8 +37,11 @@ __all__ = [
     "ActivationPatching",
     "AttentionPatterns",
     "Collapse",
+    "CollapseTheory",
     "HeadPage",
+    "LocalLipschitz",
     "NextTokens",
     "PairCheck",
+    "PathPatching",
     "VerifyCell",
 ]
