@@ -2,31 +2,12 @@
 
 from __future__ import annotations
 
-import operator
 from dataclasses import dataclass
 from typing import Any, Literal
 
-import torch
 from torch import fx, nn
-from torch.nn import functional as F
 
 NodeKind = Literal["input", "linear", "add", "gate"]
-
-LINEAR = (
-    nn.Linear, nn.Conv1d, nn.Conv2d, nn.AvgPool1d, nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.Flatten,
-    nn.BatchNorm1d, nn.BatchNorm2d, nn.Identity, nn.Dropout, nn.Unflatten,
-)
-"""Modules that are affine maps in eval mode."""
-
-GATES: dict[Any, str] = {
-    nn.ReLU: "relu", nn.Tanh: "tanh", nn.Sigmoid: "sigmoid",
-    torch.relu: "relu", F.relu: "relu", "relu": "relu",
-    torch.tanh: "tanh", "tanh": "tanh", torch.sigmoid: "sigmoid", "sigmoid": "sigmoid",
-}
-"""What is applied to each number by itself, by module class, function or method."""
-
-ADDS = (operator.add, operator.iadd, torch.add, "add", "add_")
-SHAPES = (torch.flatten, "flatten", "view", "reshape", "contiguous")
 
 
 @dataclass(frozen=True)
@@ -39,8 +20,10 @@ class Node:
         inputs: names of the nodes it reads.
         path: path of its module, empty where it is a function.
         op: for a gate its function's name; for a function its name.
-        module: the module, or None.
-        args: what a shape function was called with besides its tensor.
+        module: the module, or None; functional calls with weights are given as modules.
+        args: what a function was called with besides its tensor.
+        group: name of the node that ends the rewriting it is part of (a leaky ReLU or a maximum
+            is written as gates and sums), or empty.
     """
 
     name: str
@@ -50,6 +33,7 @@ class Node:
     op: str = ""
     module: nn.Module | None = None
     args: tuple[Any, ...] = ()
+    group: str = ""
 
 
 @dataclass(frozen=True)
@@ -68,6 +52,8 @@ class Graph:
 
 def graph_of(module: nn.Module) -> Graph | str:
     """The graph of a network in eval mode, or one sentence that says why there is none."""
+    from interp.models.rewriting import nodes_of
+
     try:
         traced = fx.Tracer().trace(module)
     except Exception as error:  # the module's own code runs on stand-ins and may do anything
@@ -79,33 +65,20 @@ def graph_of(module: nn.Module) -> Graph | str:
             result = step.args[0]
             if not isinstance(result, fx.Node):
                 return "it returns several values, not one tensor."
-            return Graph(tuple(nodes), result.name)
-        node = _node(step, module)
-        if isinstance(node, str):
-            return node
-        nodes.append(node)
+            return Graph(_reached(nodes, result.name), result.name)
+        if step.op == "get_attr":
+            continue
+        made = nodes_of(step, module)
+        if isinstance(made, str):
+            return made
+        nodes += made
     return "it returns nothing."
 
 
-def _node(step: fx.Node, root: nn.Module) -> Node | str:
-    reads = tuple(a.name for a in step.all_input_nodes)
-    if step.op == "placeholder":
-        return Node(step.name, "input")
-    if step.op == "call_module":
-        part = root.get_submodule(str(step.target))
-        if isinstance(part, LINEAR):
-            return Node(step.name, "linear", reads, str(step.target), module=part)
-        if type(part) in GATES:
-            return Node(
-                step.name, "gate", reads, str(step.target), GATES[type(part)], module=part
-            )
-        return f"{step.target} is a {type(part).__name__}, neither linear nor a sum nor a gate."
-    target = step.target
-    label = target if isinstance(target, str) else getattr(target, "__name__", str(target))
-    if target in ADDS and len(reads) == 2:
-        return Node(step.name, "add", reads, op=label)
-    if target in GATES and len(reads) == 1:
-        return Node(step.name, "gate", reads, op=GATES[target])
-    if target in SHAPES and len(reads) == 1:
-        return Node(step.name, "linear", reads, op=label, args=tuple(step.args[1:]))
-    return f"it uses {label}, which is neither linear nor a sum nor a gate."
+def _reached(nodes: list[Node], output: str) -> tuple[Node, ...]:
+    """The nodes that the output reads, and every input."""
+    wanted = {output}
+    for node in reversed(nodes):
+        if node.name in wanted:
+            wanted |= set(node.inputs)
+    return tuple(n for n in nodes if n.name in wanted or n.kind == "input")

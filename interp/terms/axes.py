@@ -27,8 +27,11 @@ SMALL_AXES: dict[str, str] = {
     "draw": "one random draw",
     "token": "token of the vocabulary",
     "coordinate": "coordinate of a drawing: one of two or three leading directions",
+    "share": "share of all samples that one class has",
+    "decay": "weight decay, equal for weights and features",
     "statistic": "which number of agreement",
     "measure": "measured or estimated",
+    "variant": "which bound, from branch and bound to the product of norms, or what sampling found",
     "cell": "one cell of a grid, in the order of its axes",
 }
 """Axes that a method adds for itself, each with its meaning; docs/glossary.md lists them."""

@@ -1,0 +1,1 @@
+"""Lipschitz bounds: certified from above, measured from below, never confused."""
