@@ -109,7 +109,7 @@ def run_command(
             remedy="Write interp run METHOD --knob value.",
         )
     spec = method_from(method, ctx.args)
-    if model is None:
+    if model is None and spec.takes_model():
         raise UsageError("No model was given.", remedy="Add --model zoo:ioi, a folder or a hub id.")
     if out is not None and out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UsageError(f"{out} exists and is not empty.", remedy="Choose another folder.")

@@ -35,7 +35,8 @@ def load_model(
     """Open a model.
 
     Args:
-        source: ``"zoo:NAME"``, a checkpoint folder, a hub id, or an ``nn.Module`` (copied).
+        source: ``"zoo:NAME"``, a checkpoint folder, a hub id, or an ``nn.Module`` (copied);
+            ``"none"`` for methods that need no model.
         backend: ``transformer_lens``, ``nnsight`` or ``torch_module``; a module of no known
             architecture is always wrapped by ``torch_module``, which also reads the encoders,
             mixtures of experts and state-space models of ``others.py``.
@@ -56,6 +57,10 @@ def load_model(
         UnsafeError: a checkpoint that would run code.
         RefusedError: an architecture or format interp does not hold.
     """
+    if source == "none":
+        from interp.models.nothing import NoModel
+
+        return NoModel()
     if backend not in BACKENDS:
         raise unknown_name("back-end", str(backend), BACKENDS)
     adapter = importlib.import_module(BACKENDS[backend])

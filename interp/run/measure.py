@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from interp.models.nothing import NoModel
 from interp.results import Result, stored_result
 from interp.run.context import LocalContext, Recorder, interruptible
 from interp.run.fitting import check_fit
@@ -43,7 +44,7 @@ if TYPE_CHECKING:
 
 def run(
     method: Method | type[Method] | str,
-    model: HookedModel | str,
+    model: HookedModel | str | None = None,
     task: Task | str | Mapping[str, Any] | None = None,
     *,
     memory: int | str | None = None,
@@ -61,7 +62,8 @@ def run(
 
     Args:
         method: a spec such as ``interp.methods.ActivationPatching(site="resid_pre")``.
-        model: an open model, or a ref (``"zoo:ioi"``, a folder, a hub id) that is opened here.
+        model: an open model, or a ref (``"zoo:ioi"``, a folder, a hub id) that is opened here;
+            None for a method that measures none.
         task: a task, a ref (``"ioi:n=64,seed=1"``, a file), its JSON, or None.
         memory: bytes that may be used (``"8GiB"``); default a part of what is free.
         progress: draw a bar on stderr, where that is a terminal.
@@ -87,6 +89,8 @@ def run(
         DiskFullError: the store's disk is full; ``error.result`` holds the whole result.
     """
     method = _seeded(method_of(method), seed)
+    if not method.takes_model():
+        model, task = NoModel(), None
     store = Store(store) if isinstance(store, str) else store
     limit = None if memory is None else parse_bytes(memory)
     own = None

@@ -102,6 +102,11 @@ class Method(BaseModel):
             "none" if p is type(None) else p.__name__ for p in parts if hasattr(p, "__name__")
         )
 
+    @classmethod
+    def takes_model(cls) -> bool:
+        """Whether it measures a model; False where ``measure`` says ``model: None``."""
+        return typing.get_type_hints(cls.measure).get("model", Any) is not type(None)
+
     def needed(self) -> tuple[str, ...]:
         """Capabilities this very spec uses (default: the class's ``needs``)."""
         return self.needs

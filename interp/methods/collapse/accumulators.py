@@ -362,7 +362,5 @@ class OnePass:
         between = (n[:, None] * (near.here @ v).square()).sum(0)
         within = ((total - between) / near.n).clamp(min=0)
         far = means_of(self.counts, self.mean + self.origin, center)
-        shown = Means(
-            far.counts, far.means, far.present, far.centre, near.centred, v, near.sizes
-        )
+        shown = Means(far.counts, far.means, far.present, far.centre, near.centred, v, near.sizes)
         return Moments(shown, within, self.scatter[near.present] / n, resolution=1e-8)

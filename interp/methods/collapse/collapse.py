@@ -184,24 +184,45 @@ def epoch_of(ref: str, number: int) -> float:
 def tell(snapshots: Sequence[Snapshot], context: Context, head: LinearHead, rows: int) -> None:
     """The lines of the trust panel."""
     facts = snapshots[-1].facts
-    context.check(Check(
-        "rows_counted", "rows counted less rows given", abs(facts["rows"] - rows), 0.0,
-        note="Σ n_k = N: nothing was lost or counted twice.",
-    ))
-    context.check(Check(
-        "rank", "rank of the class means at the last place", facts["rank"],
-        note=f"{facts['classes']:.0f} classes have samples; a frame needs rank "
-        f"{facts['classes'] - 1:.0f}.",
-    ))
-    context.check(Check(
-        "fewest_samples", "fewest samples of a class", facts["fewest"], 2.0, at_least=True,
-        note="A class with one sample has no spread: NC1 and CDNV are then too small.",
-    ))
+    context.check(
+        Check(
+            "rows_counted",
+            "rows counted less rows given",
+            abs(facts["rows"] - rows),
+            0.0,
+            note="Σ n_k = N: nothing was lost or counted twice.",
+        )
+    )
+    context.check(
+        Check(
+            "rank",
+            "rank of the class means at the last place",
+            facts["rank"],
+            note=f"{facts['classes']:.0f} classes have samples; a frame needs rank "
+            f"{facts['classes'] - 1:.0f}.",
+        )
+    )
+    context.check(
+        Check(
+            "fewest_samples",
+            "fewest samples of a class",
+            facts["fewest"],
+            2.0,
+            at_least=True,
+            note="A class with one sample has no spread: NC1 and CDNV are then too small.",
+        )
+    )
     if facts["resolution"]:
         least = min(float(s.facts["smallest_nc1"]) for s in snapshots)
-        context.check(Check(
-            "resolution", "smallest NC1 of one pass", least, facts["resolution"], at_least=True,
-            note="Below it one pass shows rounding; use two passes (one_pass=False).",
-        ))
+        context.check(
+            Check(
+                "resolution",
+                "smallest NC1 of one pass",
+                least,
+                facts["resolution"],
+                at_least=True,
+                note="Below it one pass shows rounding; use two passes (one_pass=False).",
+            )
+        )
     if not head.weights:
         context.note("no_head", f"NC3, NC4 and the classifier's NC2 are left out: {head.reason}.")

@@ -101,12 +101,8 @@ def take(
     """
     inner = [f"{name}:input" for name in head.names[1:]]
     chain = [*layers[-1:], *inner] if head.weights else []
-    heads = {
-        name: Classifier(head.from_boundary(n + 1), head.bias) for n, name in enumerate(chain)
-    }
-    moments = count(
-        batches, [*layers, *inner], n_labels, heads, plan.center, plan.one_pass
-    )
+    heads = {name: Classifier(head.from_boundary(n + 1), head.bias) for n, name in enumerate(chain)}
+    moments = count(batches, [*layers, *inner], n_labels, heads, plan.center, plan.one_pass)
     measured = {
         name: Measured(
             m,
@@ -229,7 +225,9 @@ def dataset(
         elif name in GEOMETRY:
             dims, units, title, signed = GEOMETRY[name]
             data[name] = (
-                dims, last.arrays[name], {"units": units, "long_name": title, "signed": signed}
+                dims,
+                last.arrays[name],
+                {"units": units, "long_name": title, "signed": signed},
             )
     out = xr.Dataset(data, attrs=dict(attrs or {}))
     out = out.assign_coords({"layer": range(len(last.layers)), "name": ("layer", last.layers)})
@@ -285,4 +283,3 @@ def _why(name: str, last: Snapshot) -> str:
     if name in QUANTITIES and QUANTITIES[name].needs == "ood":
         return "no other inputs were given (knob ood)"
     return "the class means do not differ"
-

@@ -79,9 +79,7 @@ def source_of(
     return Source(features.batches, layers, head, labels_of(head, task.labels), len(task))
 
 
-def module_source(
-    spec: Collapse, module: nn.Module, task: LabelledInputs, keep: int
-) -> Source:
+def module_source(spec: Collapse, module: nn.Module, task: LabelledInputs, keep: int) -> Source:
     """Where the features of a plain torch module come from, which stays as it is.
 
     Args:
