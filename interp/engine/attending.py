@@ -96,11 +96,16 @@ class Attention:
             k_RSKE, v_RSKE, prompts = k_RSKE[chosen], v_RSKE[chosen], prompts[members]
         if group.start == 0:
             return k_RSKE, v_RSKE
-        who = self.lender.index(prompts)
-        return (
-            torch.cat([self.k_PSKE[who, : group.start], k_RSKE], 1),
-            torch.cat([self.v_PSKE[who, : group.start], v_RSKE], 1),
-        )
+        k_base = self._shared(self.k_PSKE, prompts, group.start)
+        v_base = self._shared(self.v_PSKE, prompts, group.start)
+        return torch.cat([k_base, k_RSKE], 1), torch.cat([v_base, v_RSKE], 1)
+
+    def _shared(self, x_PSKE: Tensor, prompts: np.ndarray, stop: int) -> Tensor:
+        """The base run's keys or values before ``stop`` for each row, ``[R, S, K, E]``."""
+        if (prompts == prompts[0]).all():
+            one = x_PSKE[prompts[0] : prompts[0] + 1, :stop]
+            return one.expand(len(prompts), *one.shape[1:])
+        return x_PSKE[self.lender.index(prompts), :stop]
 
     def _keys_of(self, query: Query) -> tuple[Tensor, Tensor]:
         if query.group is not None:
