@@ -19,6 +19,7 @@ from interp.training.scoring import Reader, score
 
 CARDS = {p.parent.name: json.loads(p.read_text()) for p in sorted(ZOO.glob("*/card.json"))}
 SCORED = [(name, title) for name, card in CARDS.items() for title in card.get("accuracy", {})]
+SPEAKERS = [name for name in CARDS if (ZOO / name / "tokenizer.json").is_file()]
 WITH_HEADS = [name for name, card in CARDS.items() if "heads" in card.get("mechanism", {})]
 
 
@@ -81,7 +82,7 @@ def test_the_whole_zoo_weighs_less_than_25_megabytes():
     assert sum(p.stat().st_size for p in ZOO.rglob("*") if p.is_file()) < 25e6
 
 
-@pytest.mark.parametrize("name", CARDS)
+@pytest.mark.parametrize("name", SPEAKERS)
 def test_a_shipped_tokenizer_begins_with_bos_by_default(name):
     tokenizer = opened(name)[0].tokenizer
     assert tokenizer.default_bos

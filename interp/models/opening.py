@@ -70,13 +70,19 @@ def load_model(
             source, example=example, site_map=site_map, device=device, dtype=dtype,
             tokenizer=tokenizer, verify=verify,
         )
+    if (card := _network_card(source)) is not None:
+        from interp.models.networks import open_network
+
+        return open_network(card, device=device, dtype=dtype, verify=verify)
     if example is not None or site_map is not None:
         raise UsageError(
             "example and site_map describe an nn.Module, and the source is a name.",
             remedy="Leave them out, or pass the module itself.",
         )
-    from interp.models import loading
+    from interp.models import loading, networks
 
+    if (net := networks.find(source, roots)) is not None:
+        return networks.opened(*net, device=device, dtype=dtype, verify=verify)
     options: dict[str, Any] = {
         "device": device, "dtype": dtype, "tokenizer": tokenizer, "revision": revision,
         "roots": roots,
@@ -90,6 +96,16 @@ def load_model(
     if backend == "torch_module":
         return adapter.wrap(found.module, loaded=found, verify=verify)
     return adapter.wrap(found, verify=verify)
+
+
+def _network_card(source: Any) -> Any:
+    """The card of a shipped model that is no transformer, or None."""
+    from interp.models.registry import MODELS
+
+    card = MODELS.get(source.removeprefix("zoo:")) if isinstance(source, str) else None
+    if card is None or not source.startswith("zoo:") or card.architecture != "Network":
+        return None
+    return card
 
 
 def _is_plain_module(source: Any, example: Any, site_map: Any) -> bool:

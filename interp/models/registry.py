@@ -10,6 +10,9 @@ from typing import Any
 
 from interp.terms import InterpError, unknown_name
 
+NETWORK = "Network"
+"""What a card and a config call a network of plain layers (``networks.py``)."""
+
 ZOO = Path(__file__).with_name("zoo")
 """Folder of the shipped models: one folder each, with weights and ``card.json``."""
 
@@ -71,6 +74,21 @@ MODELS: dict[str, Card] = {
     "ioi": Card(
         "ioi", "indirect objects and four other grammars",
         "Which heads find the name that was not repeated?", "GPT2LMHeadModel", folder="ioi",
+    ),
+    "digits-mlp": Card(
+        "digits-mlp", "small network that reads 8 × 8 digits",
+        "How far may a pixel change before the digit it reads can?", "Network",
+        folder="digits-mlp",
+    ),
+    "monotone-mlp": Card(
+        "monotone-mlp", "network that is monotone in four of ten inputs",
+        "In which inputs does the output rise, in which does it fall, and for sure?", "Network",
+        folder="monotone-mlp",
+    ),
+    "digits-collapse": Card(
+        "digits-collapse", "digits, trained into neural collapse",
+        "How do features and classifier collapse to a symmetric frame?", "Network",
+        folder="digits-collapse",
     ),
     "random-gpt2": _random("gpt2", "GPT2LMHeadModel", "learned positions, layer norms, biases"),
     "random-gpt-neo": _random("gpt_neo", "GPTNeoForCausalLM", "unscaled scores, local windows"),
@@ -167,11 +185,27 @@ def _checkpoint_folders(root: Path, depth: int = 3) -> list[Path]:
     return sorted(found)
 
 
+def is_network(folder: Path) -> bool:
+    """Whether a folder's ``config.json`` names a network of plain layers; no torch."""
+    path = folder / "config.json"
+    if not path.is_file() or path.stat().st_size > 1_000_000:
+        return False
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError:
+        return False
+    return isinstance(found, dict) and found.get("architectures") == [NETWORK]
+
+
 def _listed(folder: Path, root: Path) -> Listed:
     from interp.models.safety import inspect
 
     title = str(folder.relative_to(root)) if folder != root else folder.name
     try:
+        if is_network(folder):
+            size = sum(p.stat().st_size for p in folder.glob("*.safetensors"))
+            return Listed(str(folder), title, architecture=NETWORK, size_bytes=size,
+                          origin="folder")
         seen = inspect(folder)
     except InterpError as error:
         return Listed(str(folder), title, ok=False, reason=str(error), origin="folder")

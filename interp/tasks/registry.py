@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 from interp.tasks.addition import ADDITION
 from interp.tasks.agreement import AGREEMENT
+from interp.tasks.balanced_digits import BALANCED_DIGITS
 from interp.tasks.brackets import BRACKET
+from interp.tasks.digits import DIGITS
 from interp.tasks.families import TaskFamily
 from interp.tasks.files import FILE_OPTIONS, task_from_file
 from interp.tasks.greater_than import GREATER_THAN
@@ -26,6 +28,8 @@ TASKS: dict[str, TaskFamily] = {
     "greater_than": GREATER_THAN,
     "brackets": BRACKET,
     "addition": ADDITION,
+    "digits": DIGITS,
+    "balanced_digits": BALANCED_DIGITS,
 }
 
 

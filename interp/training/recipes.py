@@ -30,4 +30,14 @@ class Recipe:
 RECIPES: dict[str, Recipe] = {
     "ioi": Recipe("ioi", "GPT-2, 4 layers × 4 heads, five grammars", "interp.training.ioi"),
     "ioi-llama": Recipe("ioi-llama", "Llama, the same grammars", "interp.training.ioi_llama"),
+    "digits-collapse": Recipe(
+        "digits-collapse", "a perceptron on digits, into neural collapse",
+        "interp.training.digits_collapse",
+    ),
+    "digits-mlp": Recipe(
+        "digits-mlp", "ReLU network on 8 × 8 digits", "interp.training.digits_mlp"
+    ),
+    "monotone-mlp": Recipe(
+        "monotone-mlp", "network monotone in four of ten inputs", "interp.training.monotone_mlp"
+    ),
 }
