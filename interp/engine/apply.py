@@ -20,6 +20,7 @@ from interp.engine.attending import Attention
 from interp.engine.copying import Copies
 from interp.engine.entering import Entrance, Stages
 from interp.engine.lending import Lender
+from interp.engine.noising import add_noise
 from interp.engine.packing import (
     WHICH,
     Chunk,
@@ -62,6 +63,7 @@ class PackedPass:
         chunk: rows and their indices.
         arrays: values of edits given as arrays, broadcasting to ``[task prompt, position, …]``.
         on_layer: told the share of the layers that are done; it may raise to cancel.
+        noise: added to the base runs' embeddings, ``[task prompt, position, d_model]``.
     """
 
     def __init__(
@@ -70,8 +72,10 @@ class PackedPass:
         chunk: Chunk,
         arrays: Sequence[Any],
         on_layer: Callable[[float], None] = lambda _: None,
+        noise: np.ndarray | None = None,
     ) -> None:
         self.blocks, self.chunk, self.on_layer = blocks, chunk, on_layer
+        self.noise = noise
         self.lender = Lender(chunk, arrays, blocks.device, blocks.dtype)
         self.groups: list[Group] = []
         self.sources = chunk.source_groups()
@@ -83,6 +87,8 @@ class PackedPass:
         ids_N, self.static_position = self.lender.index(ids), places
         x_ND = self.blocks.embed(ids_N, self.lender.index(places))
         self.lender.embedding = self._embedding(ids_N)
+        if self.noise is not None:
+            x_ND = add_noise(x_ND, self.chunk.bucket, self.noise)
         self.copies.wrote_embedding(self.lender.embedding, all_places(self.chunk, ()))
         entered: tuple[Entry, Tensor] | None = None
         last = self.chunk.n_layers - 1
@@ -100,7 +106,10 @@ class PackedPass:
         chunk = self.chunk
         wanted = any(chunk.edits(0, "embed", w, "all") for w in ("admit", "live"))
         wanted = wanted or (-1, "embed") in chunk.edge_table.writings
-        return self.blocks.token_embed(ids_N) if wanted else None
+        if not wanted:
+            return None
+        found = self.blocks.token_embed(ids_N)
+        return found if self.noise is None else add_noise(found, self.chunk.bucket, self.noise)
 
     # -- rows joining the batch -----------------------------------------------------------------
 

@@ -88,6 +88,25 @@ def _metric_positions(pairs: PromptPairs, i: int, side: str, at: int | str) -> l
     return [place]
 
 
+def clean_buckets(pairs: PromptPairs, at: int | str = "last") -> list[Bucket]:
+    """The clean prompts as base and as source runs, in buckets of equal lengths."""
+    found: dict[tuple[int, int], list[int]] = {}
+    tokens: list[tuple[int, ...]] = []
+    for i in range(len(pairs)):
+        tail = pairs.right[i][:-1] if pairs.answer_form == "span" else ()
+        tokens.append((*pairs.clean[i], *tail))
+        answer = len(pairs.right[i]) if pairs.answer_form == "span" else 1
+        found.setdefault((len(tokens[i]), answer), []).append(i)
+    out = []
+    for (length, _), rows in sorted(found.items()):
+        ids = np.array([tokens[i] for i in rows])
+        places = np.array([_metric_positions(pairs, i, "clean", at) for i in rows])
+        match = np.tile(np.arange(length), (len(rows), 1))
+        first = np.full(len(rows), length)
+        out.append(Bucket(np.array(rows), ids, ids, first, match, places, places))
+    return out
+
+
 def buckets_of(pairs: PromptPairs, direction: Direction, at: int | str = "last") -> list[Bucket]:
     """The task's prompts in buckets of equal lengths, nothing padded.
 

@@ -24,11 +24,13 @@ from interp.engine.costs import (
 )
 from interp.engine.edges import check_edges
 from interp.engine.metrics import Metric, Targets, check_metric, metric_named, targets_of
+from interp.engine.noising import noised_buckets
 from interp.engine.packing import Chunk, chunk_of
 from interp.engine.plans import Cell, Plan, Row, make_plan
 from interp.engine.undriven import Sweep, plain_sweep, undriven
 from interp.terms import (
     Blocks,
+    CapabilityError,
     Context,
     HookedModel,
     PromptPairs,
@@ -71,15 +73,21 @@ class _Work:
         direction: str,
         at: int | str,
         nulls: int,
+        noise: np.ndarray | None = None,
     ) -> None:
+        self.noise = noise
         self.blocks: Blocks = model.blocks
         self.shape = model.shape
         check_edges((e for c in cells for e in c.edits), self.shape)
         self.pairs, self.metric, self.direction = pairs, metric, direction
         self.arrays: list[Any] = []
+        if noise is None:
+            buckets = buckets_of(pairs, direction, at)
+        else:
+            buckets = noised_buckets(pairs, at, noise)
         self.plans = [
             make_plan(cells, bucket, pairs, self.shape.n_layers, self.arrays, nulls=nulls)
-            for bucket in buckets_of(pairs, direction, at)
+            for bucket in buckets
         ]
         shape = (len(cells), len(pairs))
         self.sweep = Sweep(
@@ -169,7 +177,7 @@ class _Work:
         """One chunk: metrics of its rows, base and source runs; ``on_layer`` hears its share."""
         chunk = chunk_of(rows, plan.bucket, self.shape.n_layers)
         with torch.no_grad():
-            final = PackedPass(self.blocks, chunk, self.arrays, on_layer).run()
+            final = PackedPass(self.blocks, chunk, self.arrays, on_layer, self.noise).run()
             return self._scores(chunk, final)
 
     def _scores(self, chunk: Chunk, final: Final) -> dict[str, np.ndarray]:
@@ -241,6 +249,7 @@ def sweep(
     seconds: float = memory.SECONDS,
     on_chunk: Any = None,
     label: str = "sweep",
+    noise: np.ndarray | None = None,
 ) -> Sweep:
     """Measure every cell in every prompt exactly.
 
@@ -256,18 +265,23 @@ def sweep(
         seconds: planned time of a chunk.
         on_chunk: called with the unfinished ``Sweep`` after each chunk.
         label: names the chunks that are kept, where a method sweeps twice.
+        noise: makes the base runs the clean prompts with this added to their embeddings,
+            ``[prompt, position, d_model]``; the source runs are the clean prompts as they are.
 
     Raises:
+        CapabilityError: noise on a model whose layers cannot be driven.
         TooLargeError: a single row does not fit in the memory given.
         CancelledError: from the context.
     """
     chosen = metric_named(metric)
     check_metric(chosen, pairs)
     why = undriven(model, cells)
+    if why and noise is not None:
+        raise CapabilityError(why, remedy="Load the model with backend='transformer_lens'.")
     if why:
         context.note("slow path", f"{why} Each cell is one whole forward pass.")
         return plain_sweep(model, pairs, cells, chosen, context, direction, at, on_chunk)
-    work = _Work(model, pairs, cells, chosen, direction, at, nulls)
+    work = _Work(model, pairs, cells, chosen, direction, at, nulls, noise)
     partition = _partition(work, context, seconds, label)
     plans, total = work.plans, 0.0
     costs = []

@@ -5,6 +5,7 @@ from interp.methods.attribution.attribution_patching import AttributionPatching
 from interp.methods.attribution.relevance import Relevance
 from interp.methods.collapse.collapse import Collapse
 from interp.methods.collapse.collapse_theory import CollapseTheory
+from interp.methods.collapse.recorder import CollapseRecorder
 from interp.methods.explore.attention_patterns import AttentionPatterns
 from interp.methods.explore.head_page import HeadPage
 from interp.methods.explore.next_tokens import NextTokens
@@ -12,6 +13,7 @@ from interp.methods.explore.pair_check import PairCheck
 from interp.methods.explore.verify_cell import VerifyCell
 from interp.methods.lipschitz.local_lipschitz import LocalLipschitz
 from interp.methods.patching.activation_patching import ActivationPatching
+from interp.methods.patching.causal_tracing import CausalTracing
 from interp.methods.patching.path_patching import PathPatching
 from interp.terms import Method
 
@@ -20,6 +22,7 @@ METHODS: dict[str, type[Method]] = {
     "agreement": Agreement,
     "attention_patterns": AttentionPatterns,
     "attribution_patching": AttributionPatching,
+    "causal_tracing": CausalTracing,
     "collapse": Collapse,
     "collapse_theory": CollapseTheory,
     "head_page": HeadPage,
@@ -36,7 +39,9 @@ __all__ = [
     "METHODS",
     "ActivationPatching",
     "AttentionPatterns",
+    "CausalTracing",
     "Collapse",
+    "CollapseRecorder",
     "CollapseTheory",
     "HeadPage",
     "LocalLipschitz",
