@@ -10,7 +10,7 @@ from interp.tasks.addition import ADDITION
 from interp.tasks.agreement import AGREEMENT
 from interp.tasks.balanced_digits import BALANCED_DIGITS
 from interp.tasks.brackets import BRACKET
-from interp.tasks.digits import DIGITS
+from interp.tasks.digits import DIABETES, DIGITS
 from interp.tasks.families import TaskFamily
 from interp.tasks.files import FILE_OPTIONS, task_from_file
 from interp.tasks.greater_than import GREATER_THAN
@@ -29,6 +29,7 @@ TASKS: dict[str, TaskFamily] = {
     "brackets": BRACKET,
     "addition": ADDITION,
     "digits": DIGITS,
+    "diabetes": DIABETES,
     "balanced_digits": BALANCED_DIGITS,
 }
 
