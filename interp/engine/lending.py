@@ -67,9 +67,14 @@ class Lender:
             value[self.index(np.flatnonzero(kind == ZERO))] = 0
         for a in np.unique(array[kind == ARRAY]):
             which = np.flatnonzero((kind == ARRAY) & (array == a))
-            value[self.index(which)] = self.given(
-                a, self.chunk.prompt[row[which]], position[which], value.shape[1:]
+            single = edits.unit[0] >= 0  # one number a token: [prompt, position]
+            given = self.given(
+                a,
+                self.chunk.prompt[row[which]],
+                position[which],
+                torch.Size(()) if single else value.shape[1:],
             )
+            value[self.index(which)] = given[:, None] if single else given
         add = np.asarray(edits.add)
         if add.any():
             mask = self.index(add).bool().view(-1, *[1] * (value.ndim - 1))

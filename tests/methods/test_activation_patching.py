@@ -12,6 +12,7 @@ import torch
 from interp.engine import Sweep
 from interp.methods import ActivationPatching, VerifyCell
 from interp.methods.patching import activation_patching as room
+from interp.methods.patching.values import derangement
 from interp.models import load_model
 from interp.terms import CapabilityError, PromptPairs, Site, TaskError, UsageError, check_dataset
 from tests.checkpoints import hard_model
@@ -99,7 +100,7 @@ def test_ablations_put_the_named_value_in_place(gpt2: Any, with_: str) -> None:
     module = hard_model("gpt2").double()
     base, source = torch.tensor(pairs.corrupt), torch.tensor(pairs.clean)
     lent = twin.read(module, "gpt2", "attn_out", 3, source)
-    order = room._derangement(4, 0)
+    order = derangement(4, 0)
     value = {
         "zero": torch.zeros_like(lent),
         "mean": lent.mean(0, keepdim=True).expand_as(lent),

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar, Literal
+from collections.abc import Sequence
+from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
 import xarray as xr
@@ -12,14 +13,16 @@ from interp.engine import (
     Cell,
     Sweep,
     estimate,
-    read_values,
+    metric_named,
     screened_sweep,
     sweep,
     undriven,
 )
 from interp.methods.patching.effects import Reading, averaged, effects_of
-from interp.methods.patching.grids import Grid, make_grid
+from interp.methods.patching.grids import Grid, chosen_layers, make_grid
+from interp.methods.patching.neurons import likely_neurons, named_neurons
 from interp.methods.patching.trust import check_plain, check_screen, check_sweep
+from interp.methods.patching.values import lent_values
 from interp.terms import Context, Edit, HookedModel, Method, PromptPairs, Site, UsageError
 
 
@@ -44,7 +47,18 @@ class ActivationPatching(Method):
     version: ClassVar[int] = 1
 
     site: Literal[
-        "embed", "resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out", "z", "q", "k", "v"
+        "embed",
+        "resid_pre",
+        "resid_mid",
+        "resid_post",
+        "attn_out",
+        "mlp_out",
+        "z",
+        "q",
+        "k",
+        "v",
+        "pattern",
+        "mlp_post",
     ] = "resid_pre"
     """What is put in place of the base run's value."""
     axes: Literal[
@@ -55,14 +69,21 @@ class ActivationPatching(Method):
         "layer,head",
         "layer,head,position",
         "layer,head,slot",
+        "layer,head,query",
+        "layer,head,query,key",
+        "neuron",
+        "neuron,position",
+        "neuron,slot",
         "position",
         "slot",
     ] = "auto"
     """What the grid runs over; heads of k and v are key/value heads."""
     direction: Literal["denoising", "noising"] = "denoising"
     """Denoising: clean into the corrupt run. Noising: corrupt into the clean run."""
-    with_: Literal["source", "zero", "mean", "resample"] = "source"
-    """The value put in: the other run's, zero, the task's mean, or another prompt's."""
+    with_: Literal["source", "zero", "mean", "resample", "constant"] = "source"
+    """The value put in: the other run's, zero, the task's mean, another prompt's, or a constant."""
+    mode: Literal["replace", "add"] = Field("replace", json_schema_extra={"advanced": True})
+    """Whether the value replaces the activation or is added to it."""
     metric: Literal[
         "logit_diff",
         "prob",
@@ -83,6 +104,16 @@ class ActivationPatching(Method):
     """Layers to sweep; all if empty."""
     positions: tuple[int, ...] | None = Field(None, json_schema_extra={"advanced": True})
     """Positions to sweep; all if empty."""
+    mean_over: Literal["prompts", "prompts,positions"] = Field(
+        "prompts", json_schema_extra={"advanced": True}
+    )
+    """What a mean is taken over: prompts (one for each position), or positions too."""
+    constant: tuple[float, ...] = Field((0.0,), json_schema_extra={"advanced": True})
+    """The constant: one number, or one for each coordinate."""
+    neurons: str = Field("", json_schema_extra={"advanced": True}, max_length=4000)
+    """Neurons by name (L2N17, with commas); the largest by attribution if empty."""
+    top: Annotated[int, Field(ge=1, le=10_000, json_schema_extra={"advanced": True})] = 32
+    """So many neurons are chosen by attribution and measured exactly."""
     draws: Annotated[int, Field(ge=1, le=100, json_schema_extra={"advanced": True})] = 1
     """Random draws averaged by resampling."""
     keep_prompts: bool = Field(True, json_schema_extra={"advanced": True})
@@ -112,7 +143,8 @@ class ActivationPatching(Method):
 
     def measure(self, model: HookedModel, task: PromptPairs, context: Context) -> xr.Dataset:
         """Dataset of ``effect``, ``effect_raw`` and their statistics over the chosen axes."""
-        grids = self._grids(model, task)
+        neurons, estimates = self._chosen(model, task, context)
+        grids = self._grids(model, task, neurons)
         grid = grids[0]
         cells = [*self._identities(model), *(c for g in grids for c in g.cells)]
         extra = len(cells) - len(grids) * len(grid.cells)
@@ -135,17 +167,24 @@ class ActivationPatching(Method):
         else:
             found = sweep(model, task, cells, context, **knobs)
         data = self._dataset(gather(found), grid, task, self.n_boot)
-        size = np.abs(np.nan_to_num(data["effect_raw"].values.ravel()))
+        if estimates is not None:
+            says = {"units": metric_named(self.metric).units, "signed": 1}
+            says["long_name"] = "estimate that chose the neuron (all positions)"
+            data["attribution"] = (("neuron",), estimates, says)
+        whole = gather(found)
+        size = np.abs(np.nan_to_num((whole.patched - whole.base).mean(1)))
         top = np.argsort(-size, kind="stable")[: self.verify]
         if self.screen:
             exact = np.all(screened.exact[extra:].reshape(len(grids), -1), axis=0)
             data["exact"] = (
                 grid.dims,
-                exact.reshape(grid.shape).astype(np.int8),
+                grid.laid(exact.astype(np.int8)),
                 {"units": "1", "long_name": "1 where measured in full precision", "signed": 0},
             )
             top = top[exact[top]]
-        check_sweep(model, context, found, extra, dead_edits=self.with_ == "source")
+        # a neuron may be off and a first row all on itself in both runs: no sign of a dead edit
+        told = self.with_ == "source" and self.site not in ("pattern", "mlp_post")
+        check_sweep(model, context, found, extra, dead_edits=told)
         if len(top):
             verified = [grid.cells[c] for c in top]
             check_plain(
@@ -171,46 +210,68 @@ class ActivationPatching(Method):
             return []
         return [Cell((Edit(Site("resid_pre", layer=0), "source"),))]
 
-    def _grids(self, model: HookedModel, task: PromptPairs) -> list[Grid]:
+    def _grids(
+        self, model: HookedModel, task: PromptPairs, neurons: Sequence[Site] | None = None
+    ) -> list[Grid]:
         """One grid, or one a draw."""
-        fields = {"layers": self.layers, "positions": self.positions, "window": self.window}
+        if neurons is None:
+            neurons = self._neurons(model)
+        fields: dict[str, Any] = {
+            "layers": self.layers,
+            "positions": self.positions,
+            "window": self.window,
+            "mode": self.mode,
+            "neurons": neurons,
+        }
         if self.with_ in ("source", "zero"):
             return [make_grid(model, task, self.site, self.axes, with_=self.with_, **fields)]
-        if not task.aligned():
+        if self.site == "pattern":
             raise UsageError(
-                f"with_={self.with_!r} needs prompts of one length; these differ.",
-                remedy="Use with_='source' or 'zero', or prompts of one length.",
+                f"A pattern is not patched with {self.with_!r}.",
+                remedy="Use with_='source' or 'zero'.",
             )
         layers = [None] if self.site == "embed" else range(model.shape.n_layers)
-        sites = [Site(self.site, layer=n) for n in layers]
-        found = read_values(model, task, sites, direction=self.direction, at=self._at())
-        stacked = {s: np.stack([_array(v) for v in values]) for s, values in found.items()}
-        out = []
-        for draw in range(self.draws if self.with_ == "resample" else 1):
-            if self.with_ == "mean":
-                values = {s: v.mean(0, keepdims=True) for s, v in stacked.items()}
-            else:
-                order = _derangement(len(task), self.seed + draw)
-                values = {s: v[order] for s, v in stacked.items()}
-            out.append(make_grid(model, task, self.site, self.axes, values=values, **fields))
-        return out
+        draws = lent_values(
+            model,
+            task,
+            [Site(self.site, layer=n) for n in layers],
+            self.with_,
+            mean_over=self.mean_over,
+            draws=self.draws,
+            constant=self.constant,
+            seed=self.seed,
+            direction=self.direction,
+            at=self._at(),
+        )
+        return [make_grid(model, task, self.site, self.axes, values=v, **fields) for v in draws]
+
+    def _neurons(self, model: HookedModel) -> list[Site]:
+        """Neurons by name; where attribution is to choose, as many others for an estimate."""
+        if self.site != "mlp_post" or self.neurons:
+            return named_neurons(self.neurons, model)
+        width = model.shape.d_mlp
+        index = range(min(self.top, model.shape.n_layers * width))
+        return [Site("mlp_post", layer=k // width, neuron=k % width) for k in index]
+
+    def _chosen(
+        self, model: HookedModel, task: PromptPairs, context: Context
+    ) -> tuple[list[Site] | None, np.ndarray | None]:
+        """Neurons whose attribution is largest, and it; None where none has to be found."""
+        if self.site != "mlp_post" or self.neurons:
+            return None, None
+        layers = chosen_layers(self.layers, model.shape.n_layers)
+        return likely_neurons(
+            model,
+            task,
+            context,
+            self.top,
+            layers=layers,
+            metric=self.metric,
+            direction=self.direction,
+            at=self._at(),
+        )
 
     def _dataset(self, found: Sweep, grid: Grid, task: PromptPairs, n_boot: int) -> xr.Dataset:
         how = Reading(self.metric, self.direction, self.at, n_boot, self.seed, self.keep_prompts)
         about = {"site": self.site, "with_": self.with_, "window": self.window}
         return effects_of(found, grid, task, how, about)
-
-
-def _array(value: object) -> np.ndarray:
-    return value.detach().double().cpu().numpy()  # type: ignore[attr-defined]
-
-
-def _derangement(n: int, seed: int) -> np.ndarray:
-    """A random order in which no prompt keeps its place."""
-    if n < 2:
-        raise UsageError("Resampling needs another prompt.", remedy="Give at least two prompts.")
-    generator = np.random.default_rng(seed)
-    order = generator.permutation(n)
-    out = np.empty(n, dtype=np.int64)
-    out[order] = np.roll(order, 1)
-    return out

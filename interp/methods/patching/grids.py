@@ -11,6 +11,7 @@ import numpy as np
 
 from interp.engine import Cell
 from interp.terms import KINDS, CapabilityError, Edit, HookedModel, PromptPairs, Site, UsageError
+from interp.terms.edits import Mode
 
 AUTO = {
     "embed": "position",
@@ -18,11 +19,15 @@ AUTO = {
     "q": "layer,head",
     "k": "layer,kv_head",
     "v": "layer,kv_head",
+    "pattern": "layer,head",
+    "mlp_post": "neuron",
 }
 AXES = {
     "residual": ("layer,position", "layer,slot", "layer"),
     "embed": ("position", "slot"),
     "head": ("layer,head", "layer,head,position", "layer,head,slot"),
+    "pattern": ("layer,head", "layer,head,query", "layer,head,query,key"),
+    "mlp_post": ("neuron", "neuron,position", "neuron,slot"),
 }
 
 
@@ -69,7 +74,8 @@ def axes_of(site: str, axes: str, pairs: PromptPairs) -> tuple[str, ...]:
     Raises:
         UsageError: axes that the site does not have, or positions that do not align.
     """
-    group = "embed" if site == "embed" else "head" if KINDS[site].head_axis else "residual"
+    group = "head" if KINDS[site].head_axis else "residual"
+    group = site if site in AXES else group
     axis = KINDS[site].head_axis or "head"
     if axes == "auto":
         axes = AUTO.get(site, "layer,position")
@@ -83,7 +89,7 @@ def axes_of(site: str, axes: str, pairs: PromptPairs) -> tuple[str, ...]:
             remedy=f"Use axes {' or '.join(repr(a) for a in allowed)}.",
         )
     names = tuple(axes.split(","))
-    if "position" in names and not pairs.aligned():
+    if {"position", "query"} & set(names) and not pairs.aligned():
         slots = ", ".join(sorted(pairs.slots)) or "none here"
         raise UsageError(
             "These prompts differ in length, so a position means something else in each.",
@@ -103,6 +109,11 @@ def _chosen(what: str, wanted: Sequence[int] | None, count: int) -> np.ndarray:
     return index
 
 
+def chosen_layers(wanted: Sequence[int] | None, n_layers: int) -> np.ndarray:
+    """Layers to sweep; negative ones count from the end."""
+    return _chosen("Layers", wanted, n_layers)
+
+
 def make_grid(
     model: HookedModel,
     pairs: PromptPairs,
@@ -114,6 +125,8 @@ def make_grid(
     window: int = 1,
     with_: str = "source",
     values: dict[Site, np.ndarray] | None = None,
+    mode: Mode = "replace",
+    neurons: Sequence[Site] = (),
 ) -> Grid:
     """The cells of a sweep.
 
@@ -127,6 +140,8 @@ def make_grid(
         window: so many neighbouring layers are edited together, centred on the named one.
         with_: ``"source"`` or ``"zero"``; anything else takes its arrays from ``values``.
         values: whole site -> array that broadcasts to ``[prompt, position, *site dims]``.
+        mode: whether values replace or are added.
+        neurons: which neurons, for ``mlp_post``.
     """
     names = axes_of(site, axes, pairs)
     shape = model.shape
@@ -141,15 +156,45 @@ def make_grid(
             coords[name] = _chosen("Layers", layers, shape.n_layers)
         elif name in ("head", "kv_head"):
             coords[name] = np.arange(shape.n_heads if name == "head" else shape.n_kv_heads)
-        elif name == "position":
+        elif name in ("position", "query"):
             coords[name] = _chosen("Positions", positions, max(pairs.lengths))
+        elif name == "key":
+            coords[name] = np.arange(max(pairs.lengths))
+        elif name == "neuron":
+            coords[name] = np.array([f"L{s.layer}N{s.neuron}" for s in neurons])
         else:
             coords[name] = np.array(list(pairs.slots))
-    cells = []
-    for index in np.ndindex(*(len(coords[n]) for n in names)):
+    cells, kept = [], []
+    sizes = tuple(len(coords[n]) for n in names)
+    for index in np.ndindex(*sizes):
         at = {n: coords[n][i] for n, i in zip(names, index, strict=True)}
-        cells.append(_cell(site, at, shape.n_layers, window, with_, values))
-    return Grid(names, coords, cells)
+        if "key" in at and at["key"] > at["query"]:
+            continue  # nothing looks ahead
+        kept.append(index)
+        if "neuron" in at:
+            cells.append(_neuron_cell(neurons[index[0]], at, with_, values, mode))
+        else:
+            cells.append(_cell(site, at, shape.n_layers, window, with_, values, mode))
+    whole = len(kept) == math.prod(sizes)
+    places = None if whole else np.array([np.ravel_multi_index(k, sizes) for k in kept])
+    further = {}
+    if "neuron" in names:
+        further["neuron_layer"] = ("neuron", np.array([s.layer for s in neurons]))
+        further["neuron_index"] = ("neuron", np.array([s.neuron for s in neurons]))
+    return Grid(names, coords, cells, places, further)
+
+
+def _neuron_cell(
+    neuron: Site,
+    at: dict[str, Any],
+    with_: str,
+    values: dict[Site, np.ndarray] | None,
+    mode: Mode,
+) -> Cell:
+    where = at.get("position")
+    place = neuron.at(str(at["slot"]) if "slot" in at else None if where is None else int(where))
+    value = with_ if values is None else values[place.whole][:, :, place.neuron]
+    return Cell((Edit(place, value, mode),))
 
 
 def _cell(
@@ -159,8 +204,10 @@ def _cell(
     window: int,
     with_: str,
     values: dict[Site, np.ndarray] | None,
+    mode: Mode,
 ) -> Cell:
-    where = at.get("position", at.get("slot"))
+    where = at.get("position", at.get("query", at.get("slot")))
+    key = int(at["key"]) if "key" in at else None
     position = None if where is None else str(where) if "slot" in at else int(where)  # type: ignore[call-overload]
     head = at.get("head", at.get("kv_head"))
     if "layer" not in at:
@@ -171,9 +218,9 @@ def _cell(
     edits = []
     for layer in layers:
         which = None if head is None else int(head)  # type: ignore[call-overload]
-        place = Site(site, layer=layer, head=which, position=position)
+        place = Site(site, layer=layer, head=which, position=position, key=key)
         value = with_ if values is None else _value(values[place.whole], place)
-        edits.append(Edit(place, value))
+        edits.append(Edit(place, value, mode))
     return Cell(tuple(edits))
 
 
