@@ -5,13 +5,17 @@ from interp.methods.attribution.attribution_patching import AttributionPatching
 from interp.methods.attribution.relevance import Relevance
 from interp.methods.collapse.collapse import Collapse
 from interp.methods.collapse.collapse_theory import CollapseTheory
+from interp.methods.collapse.mixup_geometry import MixupGeometry
 from interp.methods.collapse.recorder import CollapseRecorder
 from interp.methods.explore.attention_patterns import AttentionPatterns
 from interp.methods.explore.head_page import HeadPage
 from interp.methods.explore.next_tokens import NextTokens
 from interp.methods.explore.pair_check import PairCheck
 from interp.methods.explore.verify_cell import VerifyCell
+from interp.methods.lipschitz.global_lipschitz import GlobalLipschitz
+from interp.methods.lipschitz.layer_gain import LayerGain
 from interp.methods.lipschitz.local_lipschitz import LocalLipschitz
+from interp.methods.lipschitz.monotonicity import Monotonicity
 from interp.methods.patching.activation_patching import ActivationPatching
 from interp.methods.patching.causal_tracing import CausalTracing
 from interp.methods.patching.path_patching import PathPatching
@@ -25,8 +29,12 @@ METHODS: dict[str, type[Method]] = {
     "causal_tracing": CausalTracing,
     "collapse": Collapse,
     "collapse_theory": CollapseTheory,
+    "global_lipschitz": GlobalLipschitz,
     "head_page": HeadPage,
+    "layer_gain": LayerGain,
     "local_lipschitz": LocalLipschitz,
+    "monotonicity": Monotonicity,
+    "mixup_geometry": MixupGeometry,
     "next_tokens": NextTokens,
     "pair_check": PairCheck,
     "path_patching": PathPatching,
@@ -44,7 +52,11 @@ __all__ = [
     "CollapseRecorder",
     "CollapseTheory",
     "HeadPage",
+    "GlobalLipschitz",
+    "LayerGain",
     "LocalLipschitz",
+    "Monotonicity",
+    "MixupGeometry",
     "NextTokens",
     "PairCheck",
     "PathPatching",

@@ -8,7 +8,7 @@ import numpy as np
 from torch import Tensor
 
 from interp.engine.affine import Network, network_of
-from interp.terms import Check, HookedModel, LabelledInputs, TaskError, UsageError
+from interp.terms import CapabilityError, Check, HookedModel, LabelledInputs, TaskError, UsageError
 
 Certificate = Literal["upper", "exact", "lower", "estimate"]
 SLACK = 1e-9
@@ -102,6 +102,21 @@ def centres(task: LabelledInputs, domain: tuple[float, float] | None) -> np.ndar
             rows=rows, remedy="Leave them out, or choose another domain.",
         )  # fmt: skip
     return x
+
+
+def example_of(model: HookedModel) -> np.ndarray:
+    """An input of the model as float64, where it carries one.
+
+    Raises:
+        CapabilityError: a model without an example, or one that reads tokens.
+    """
+    example = getattr(model, "example", None)
+    if example is None or not example.is_floating_point():
+        raise CapabilityError(
+            f"{model.id} carries no example of a numeric input.",
+            remedy="Load it with load_model(module, example=…), or give labelled inputs.",
+        )
+    return example.detach().double().cpu().numpy()
 
 
 def _finite(x: np.ndarray) -> bool:

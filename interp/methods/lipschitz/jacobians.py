@@ -2,7 +2,7 @@
 
 g_n, the gradient at the value of part n, is Wᵀg behind a linear part and d ⊙ g behind a gate, d
 the gate's derivative, a range. A·g_n is bounded from above by walking A from n to the output; at
-each gate d·g is replaced by a line in g (shi2022lipschitz). Legend: B boxes, J rows of outputs, R
+each gate d·g is replaced by a line in g (shi2022efficiently). Legend: B boxes, J rows of outputs, R
 rows of coefficients.
 """
 
@@ -30,7 +30,7 @@ class JacobianBounds:
         slopes: gate -> range of its derivative ``[box, *shape]``.
         seeds: rows, as weights of the outputs, ``[box or 1, J, *output]``.
         variant: ``lbp`` keeps lines through every gate; ``recurjac`` (zhang2019recurjac) takes
-            numbers where a gradient's sign is open at a live gate; ``interval`` (weng2018fastlip)
+            numbers where a gradient's sign is open at a live gate; ``interval`` (weng2018towards)
             takes numbers at every gate.
         memory: bytes that coefficients may take.
     """

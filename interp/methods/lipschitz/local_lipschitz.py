@@ -54,15 +54,15 @@ class LocalLipschitz(Method):
     margins f_c - f_j in place of f_j, c the label. Upper bounds by linear bound propagation on the
     gradient's graph, a RecurJac-like variant, intervals, and the product of norms; branch and
     bound between them and the gradients found by sampling. ``radius`` is the certified radius
-    min(ε, min_j margin_j / L_cj(ε)). Sources: shi2022lipschitz, zhang2018crown,
-    zhang2019recurjac, weng2018fastlip.
+    min(ε, min_j margin_j / L_cj(ε)). Sources: shi2022efficiently, zhang2018efficient,
+    zhang2019recurjac, weng2018towards.
     """
 
     title: ClassVar[str] = "Local Lipschitz bounds"
     question: ClassVar[str] = "How fast can the outputs change near this input, at most?"
     needs: ClassVar[tuple[str, ...]] = ("graph",)
     citations: ClassVar[tuple[str, ...]] = (
-        "shi2022lipschitz", "zhang2018crown", "zhang2019recurjac", "weng2018fastlip",
+        "shi2022efficiently", "zhang2018efficient", "zhang2019recurjac", "weng2018towards",
     )  # fmt: skip
 
     epsilons: Annotated[tuple[Annotated[float, Field(ge=0, le=1e6)], ...], Field(min_length=1)] = (

@@ -2,7 +2,7 @@
 
 A convolution with zero padding has its norm exactly from its matrix where that is small, else the
 least of three bounds: the Fourier transform on a torus wide enough that zero padding is its
-restriction (sedghi2019singular), Gram iteration (delattre2023gram), and √(k_h k_w) times the norm
+restriction (sedghi2019singular), Gram iteration (delattre2023efficient), and √(k_h k_w) times the norm
 of the kernel as a matrix. That last norm by itself is no bound.
 """
 

@@ -1,6 +1,6 @@
 """What every gate may read while the input stays in a box: interval and CROWN bounds.
 
-CROWN (zhang2018crown): A·value(n) is bounded by walking A back to the input; each gate on the
+CROWN (zhang2018efficient): A·value(n) is bounded by walking A back to the input; each gate on the
 way is replaced by a line above where its coefficient is positive and a line below where it is
 negative. Legend: B boxes, R rows of coefficients.
 """
