@@ -10,7 +10,7 @@ import pytest
 
 torch = pytest.importorskip("torch", reason="the benchmarks run models")
 
-from benchmarks import patching, rivals, timing  # noqa: E402
+from benchmarks import attribution, patching, rivals, timing  # noqa: E402
 
 
 def problem(shape: str, tokens: int, shared: int, pairs: int = 2, **fields) -> rivals.Problem:
@@ -142,3 +142,18 @@ def test_the_quick_benchmark_runs_and_every_contender_agrees(tmp_path, capsys):
     assert {r["name"] for s in data["sweeps"] for r in s["rows"]} >= {"interp", "nnsight loop"}
     assert all(r["agrees"] for s in data["sweeps"] for r in s["rows"])
     assert "of matmul peak" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("made", ["Interp", "Run", "TransformerLens"])
+def test_every_attribution_is_that_of_the_plain_loop_in_float64(tiny, made):
+    pytest.importorskip("transformer_lens")
+    arguments = {"Interp": ("transformer_lens", "none"), "Run": ("transformer_lens",)}
+    with rivals.quiet():
+        wanted = attribution.reference(tiny)
+        found = getattr(attribution, made)(tiny, *arguments.get(made, ()))()
+    error, agrees = attribution.judge(found, wanted, "float64", 3)
+    assert agrees and error < 1e-10
+    assert min(np.abs(v).max() for v in wanted.values()) > 1e-4
+    for kind in attribution.KINDS:
+        wrong = {**wanted, kind: 1.001 * wanted[kind] + 1e-3 * wanted[kind].std()}
+        assert not attribution.judge(wrong, wanted, "float64", 3)[1]

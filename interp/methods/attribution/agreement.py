@@ -14,12 +14,16 @@ from interp.engine.statistics import resampling_weights
 from interp.terms import Check, Context, HookedModel, Method, ResultRef, UsageError
 
 STATISTICS = (
-    "pearson", "spearman", "overlap_top_10", "overlap_top_5_percent", "sign_top_10", "slope",
+    "pearson",
+    "spearman",
+    "overlap_top_10",
+    "overlap_top_5_percent",
+    "sign_top_10",
+    "slope",
 )
 """What is computed; ``slope`` is that of the estimate over the effect, through 0."""
 
-LETTERS = {"layer": "L", "head": "H", "kv_head": "KV", "neuron": "N", "position": "@",
-           "slot": "@"}
+LETTERS = {"layer": "L", "head": "H", "kv_head": "KV", "neuron": "N", "position": "@", "slot": "@"}
 
 
 class Agreement(Method):
@@ -57,12 +61,17 @@ class Agreement(Method):
         unsigned = bool(estimate.data.attrs.get("unsigned", 0))
         table = _Table(a, b, inert, unsigned)
         data = self._dataset(table, exact, estimate, gap)
-        context.check(Check(
-            "cells", "cells that both grids have and that are not inert", float(table.live.sum()),
-            3, at_least=True,
-            note=f"{int((~table.live).sum())} of {table.live.size} cells are left out: inert or "
-                 "undefined. A correlation needs three.",
-        ))
+        context.check(
+            Check(
+                "cells",
+                "cells that both grids have and that are not inert",
+                float(table.live.sum()),
+                3,
+                at_least=True,
+                note=f"{int((~table.live).sum())} of {table.live.size} cells are left out: inert or "
+                "undefined. A correlation needs three.",
+            )
+        )
         context.advance(1, 1)
         return data
 
@@ -77,23 +86,43 @@ class Agreement(Method):
             "agreement": (("statistic",), whole, "1", "agreement, all cells", 1),
             "agreement_ci": (("bound", "statistic"), interval, "1", "95 % bootstrap interval", 1),
             "measured": (dims, table.grid(table.exact), unit, "measured change", 1),
-            "estimated": (dims, table.grid(table.estimate), unit, "estimated change",
-                          int(not table.unsigned)),
-            "difference": (dims, table.grid(table.estimate - table.exact), unit,
-                           "estimated minus measured", 1),
-            "inert": (dims, (~table.live).reshape(table.shape).astype(np.int8), "1",
-                      "1 where a cell is left out", 0),
+            "estimated": (
+                dims,
+                table.grid(table.estimate),
+                unit,
+                "estimated change",
+                int(not table.unsigned),
+            ),
+            "difference": (
+                dims,
+                table.grid(table.estimate - table.exact),
+                unit,
+                "estimated minus measured",
+                1,
+            ),
+            "inert": (
+                dims,
+                (~table.live).reshape(table.shape).astype(np.int8),
+                "1",
+                "1 where a cell is left out",
+                0,
+            ),
             "n_cells": ((), float(table.live.sum()), "cells", "cells compared", 0),
         }
         coords: dict[str, Any] = {
-            "statistic": list(STATISTICS), "bound": ["low", "high"],
+            "statistic": list(STATISTICS),
+            "bound": ["low", "high"],
             **{d: first[d].values for d in dims},
         }
         self._parts(arrays, coords, table, weights)
         self._scatter(arrays, coords, table, unit)
         data = xr.Dataset(
-            {k: (d, v, {"units": u, "long_name": t, "signed": s})
-             for k, (d, v, u, t, s) in arrays.items()}, coords=coords)
+            {
+                k: (d, v, {"units": u, "long_name": t, "signed": s})
+                for k, (d, v, u, t, s) in arrays.items()
+            },
+            coords=coords,
+        )
         data.attrs.update(self._attrs(table, exact, estimate, gap))
         return data
 
@@ -104,14 +133,27 @@ class Agreement(Method):
         if "layer" in table.dims:
             rows = [table.agree(table.live & here, weights) for here in table.layers()]
             arrays["agreement_by_layer"] = (
-                ("layer", "statistic"), np.stack([r[0] for r in rows]), "1",
-                "agreement within each layer", 1)
+                ("layer", "statistic"),
+                np.stack([r[0] for r in rows]),
+                "1",
+                "agreement within each layer",
+                1,
+            )
             arrays["agreement_by_layer_ci"] = (
-                ("bound", "layer", "statistic"), np.stack([r[1] for r in rows], 1), "1",
-                "95 % bootstrap interval", 1)
+                ("bound", "layer", "statistic"),
+                np.stack([r[1] for r in rows], 1),
+                "1",
+                "95 % bootstrap interval",
+                1,
+            )
         if table.n_prompts:
             arrays["agreement_by_prompt"] = (
-                ("prompt", "statistic"), table.by_prompt(), "1", "agreement in each prompt", 1)
+                ("prompt", "statistic"),
+                table.by_prompt(),
+                "1",
+                "agreement in each prompt",
+                1,
+            )
             coords["prompt"] = np.arange(table.n_prompts)
 
     def _scatter(
@@ -121,26 +163,41 @@ class Agreement(Method):
         live = np.flatnonzero(table.live)
         names = table.names(coords)
         both = np.stack([table.exact[live], table.estimate[live]])
-        arrays["scatter"] = (("measure", "cell"), both, unit,
-                             "estimated change against measured change", 1)
+        arrays["scatter"] = (
+            ("measure", "cell"),
+            both,
+            unit,
+            "estimated change against measured change",
+            1,
+        )
         coords["measure"] = ["measured", "estimated"]
         coords["cell"] = np.arange(len(live))
         coords["cell_name"] = ("cell", [names[i] for i in live])
         apart = table.estimate - table.exact
         order = live[np.argsort(-np.abs(apart[live]), kind="stable")][: self.top]
-        arrays["disagreement"] = (("top",), apart[order], unit,
-                                  "estimated minus measured, the cells furthest apart", 1)
+        arrays["disagreement"] = (
+            ("top",),
+            apart[order],
+            unit,
+            "estimated minus measured, the cells furthest apart",
+            1,
+        )
         coords["top"] = np.arange(len(order))
         coords["top_name"] = ("top", [names[i] for i in order])
 
     def _attrs(self, table: _Table, exact: Any, estimate: Any, gap: float) -> dict[str, Any]:
         own = estimate.data.attrs
         return {
-            "site": str(own["site"]), "direction": str(own["direction"]),
-            "metric": str(own["metric"]), "estimator": str(own.get("estimator", "")),
-            "exact_run": str(self.exact), "estimate_run": str(self.estimate),
-            "n_cells": int(table.live.sum()), "left_out": int((~table.live).sum()),
-            "n_prompts": table.n_prompts, "mean_gap": gap,
+            "site": str(own["site"]),
+            "direction": str(own["direction"]),
+            "metric": str(own["metric"]),
+            "estimator": str(own.get("estimator", "")),
+            "exact_run": str(self.exact),
+            "estimate_run": str(self.estimate),
+            "n_cells": int(table.live.sum()),
+            "left_out": int((~table.live).sum()),
+            "n_prompts": table.n_prompts,
+            "mean_gap": gap,
             "model": str(exact.spec["model"].get("ref", "")),
         }
 
@@ -148,15 +205,17 @@ class Agreement(Method):
 class _Table:
     """Two grids as flat vectors, on the means and by prompt."""
 
-    def __init__(self, a: dict[str, Any], b: dict[str, Any], inert: np.ndarray, unsigned: bool
-                 ) -> None:
+    def __init__(
+        self, a: dict[str, Any], b: dict[str, Any], inert: np.ndarray, unsigned: bool
+    ) -> None:
         self.dims: tuple[str, ...] = a["dims"]
         self.shape = a["mean"].shape
         self.unsigned = unsigned
         each = a["each"], b["each"]
-        sizes = (np.abs if unsigned else np.asarray)
-        self.a = None if each[0] is None or each[1] is None else sizes(
-            each[0].reshape(len(each[0]), -1))
+        sizes = np.abs if unsigned else np.asarray
+        self.a = (
+            None if each[0] is None or each[1] is None else sizes(each[0].reshape(len(each[0]), -1))
+        )
         self.b = None if self.a is None else sizes(each[1].reshape(len(each[1]), -1))
         self.exact = a["mean"].ravel() if self.a is None else self.a.mean(0)
         self.estimate = b["mean"].ravel()
@@ -176,13 +235,13 @@ class _Table:
     def names(self, coords: dict[str, Any]) -> list[str]:
         """Every cell as a person says it."""
         return [
-            " ".join(f"{LETTERS.get(d, d)}{coords[d][i]}" for d, i in zip(
-                self.dims, index, strict=True))
+            " ".join(
+                f"{LETTERS.get(d, d)}{coords[d][i]}" for d, i in zip(self.dims, index, strict=True)
+            )
             for index in np.ndindex(*self.shape)
         ]
 
-    def agree(self, which: np.ndarray, weights: np.ndarray | None
-              ) -> tuple[np.ndarray, np.ndarray]:
+    def agree(self, which: np.ndarray, weights: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
         """Statistics of some cells on the means ``[statistic]``, and their interval."""
         whole = statistics_of(self.exact[which], self.estimate[which])
         interval = np.full((2, len(STATISTICS)), np.nan)
@@ -199,10 +258,9 @@ class _Table:
     def by_prompt(self) -> np.ndarray:
         """Statistics of each prompt's own values, ``[prompt, statistic]``."""
         assert self.a is not None and self.b is not None
-        return np.stack([
-            statistics_of(a[self.live], b[self.live])
-            for a, b in zip(self.a, self.b, strict=True)
-        ])
+        return np.stack(
+            [statistics_of(a[self.live], b[self.live]) for a, b in zip(self.a, self.b, strict=True)]
+        )
 
 
 def statistics_of(exact: np.ndarray, estimate: np.ndarray) -> np.ndarray:
@@ -246,20 +304,27 @@ def _check_pair(exact: Any, estimate: Any, model: HookedModel) -> None:
                 remedy=f"Run both with the same {field}.",
             )
     if one.get("window", 1) != 1:
-        raise UsageError("The exact run edits windows of layers; an estimate is of one layer.",
-                         remedy="Run activation_patching with window=1.")
+        raise UsageError(
+            "The exact run edits windows of layers; an estimate is of one layer.",
+            remedy="Run activation_patching with window=1.",
+        )
     hashes = [r.spec["model"]["weight_hash"] for r in (exact, estimate)]
     if len({*hashes, model.weight_hash}) > 1:
-        raise UsageError("The two runs, or the model given, have other weights.",
-                         remedy="Use one model for both runs and for Agreement.")
+        raise UsageError(
+            "The two runs, or the model given, have other weights.",
+            remedy="Use one model for both runs and for Agreement.",
+        )
     tasks = [(r.spec.get("task") or {}).get("hash") for r in (exact, estimate)]
     if tasks[0] != tasks[1]:
-        raise UsageError("The two runs are about other prompts.",
-                         remedy="Run both on the same task, with the same seed.")
+        raise UsageError(
+            "The two runs are about other prompts.",
+            remedy="Run both on the same task, with the same seed.",
+        )
 
 
-def _aligned(exact: xr.Dataset, estimate: xr.Dataset
-             ) -> tuple[dict[str, Any], dict[str, Any], float]:
+def _aligned(
+    exact: xr.Dataset, estimate: xr.Dataset
+) -> tuple[dict[str, Any], dict[str, Any], float]:
     """Both grids on the axes and entries they share: means and single prompts.
 
     Raises:
@@ -274,8 +339,10 @@ def _aligned(exact: xr.Dataset, estimate: xr.Dataset
             remedy="Run both with the same axes.",
         )
     if any(not np.array_equal(exact[d].values, estimate[d].values) for d in dims):
-        raise UsageError("The two grids have other layers or positions.",
-                         remedy="Run both with the same layers and positions.")
+        raise UsageError(
+            "The two grids have other layers or positions.",
+            remedy="Run both with the same layers and positions.",
+        )
 
     def each(data: xr.Dataset, name: str) -> np.ndarray | None:
         return data[name].transpose("prompt", *dims).values if name in data else None
@@ -285,8 +352,11 @@ def _aligned(exact: xr.Dataset, estimate: xr.Dataset
         lift = exact["metric_base"].values.reshape(-1, *[1] * len(dims))
         measured = measured - lift
     a = {"dims": dims, "mean": exact["effect_raw"].values, "each": measured}
-    b = {"dims": dims, "mean": estimate["attribution_raw"].transpose(*dims).values,
-         "each": each(estimate, "prompt_attribution")}
+    b = {
+        "dims": dims,
+        "mean": estimate["attribution_raw"].transpose(*dims).values,
+        "each": each(estimate, "prompt_attribution"),
+    }
     gap = float((exact["metric_source"] - exact["metric_base"]).mean())
     return a, b, gap
 

@@ -42,19 +42,40 @@ class AttributionPatching(Method):
     title: ClassVar[str] = "Attribution patching"
     question: ClassVar[str] = "Which activations would matter if they were patched?"
     citations: ClassVar[tuple[str, ...]] = (
-        "kramar2024atp", "jafari2025relp", "achtibat2024attnlrp", "ali2022xai",
-        "sundararajan2017axiomatic", "hanna2024have",
+        "kramar2024atp",
+        "jafari2025relp",
+        "achtibat2024attnlrp",
+        "ali2022xai",
+        "sundararajan2017axiomatic",
+        "hanna2024have",
     )
     version: ClassVar[int] = 1
 
     site: Literal[
-        "embed", "resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out", "z", "q", "k", "v",
+        "embed",
+        "resid_pre",
+        "resid_mid",
+        "resid_post",
+        "attn_out",
+        "mlp_out",
+        "z",
+        "q",
+        "k",
+        "v",
         "mlp_post",
     ] = "resid_pre"
     """What would be put in place of the base run's value."""
     axes: Literal[
-        "auto", "layer,position", "layer,slot", "layer", "layer,head", "layer,head,position",
-        "layer,head,slot", "layer,neuron", "position", "slot",
+        "auto",
+        "layer,position",
+        "layer,slot",
+        "layer",
+        "layer,head",
+        "layer,head,position",
+        "layer,head,slot",
+        "layer,neuron",
+        "position",
+        "slot",
     ] = "auto"
     """What the grid runs over; positions that are no axis are summed."""
     direction: Literal["denoising", "noising"] = "denoising"
@@ -66,16 +87,20 @@ class AttributionPatching(Method):
     rules: Literal["none", "relp", "relp_ah", "relp_no_identity", "attnlrp", "cplrp"] = "none"
     """Backward rules; none is the ordinary gradient."""
     attn_rule: Literal["default", "grad", "ah", "uniform"] = Field(
-        "default", json_schema_extra={"advanced": True})
+        "default", json_schema_extra={"advanced": True}
+    )
     """How attention is passed backwards; default as the rules say."""
     gate_rule: Literal["default", "half", "value"] = Field(
-        "default", json_schema_extra={"advanced": True})
+        "default", json_schema_extra={"advanced": True}
+    )
     """How a gated MLP is passed backwards; default as the rules say."""
     qk_norm_rule: Literal["default", "linear"] = Field(
-        "default", json_schema_extra={"advanced": True})
+        "default", json_schema_extra={"advanced": True}
+    )
     """Norms of queries and keys; default leaves them alone."""
     cap_rule: Literal["default", "identity"] = Field(
-        "default", json_schema_extra={"advanced": True})
+        "default", json_schema_extra={"advanced": True}
+    )
     """Soft caps; default leaves them alone."""
     qk_fix: bool = Field(False, json_schema_extra={"advanced": True})
     """Queries and keys by the softmax's own finite change."""
@@ -86,10 +111,10 @@ class AttributionPatching(Method):
     ig_path: Literal["node", "inputs"] = Field("node", json_schema_extra={"advanced": True})
     """What moves from base to source: each node by itself, or the embeddings."""
     quadrature: Literal["midpoint", "left", "right"] = Field(
-        "midpoint", json_schema_extra={"advanced": True})
+        "midpoint", json_schema_extra={"advanced": True}
+    )
     """Where the points of integrated gradients lie."""
-    prompt_reduce: Literal["signed", "abs"] = Field(
-        "signed", json_schema_extra={"advanced": True})
+    prompt_reduce: Literal["signed", "abs"] = Field("signed", json_schema_extra={"advanced": True})
     """Mean of the estimates, or of their sizes (a ranking)."""
     at: str = Field("last", json_schema_extra={"advanced": True}, max_length=60)
     """Where the metric is read: last, an index, or a slot of the task."""
@@ -114,8 +139,9 @@ class AttributionPatching(Method):
         """Dataset of ``attribution``, ``attribution_raw`` and their statistics."""
         self._refuse()
         chosen = self._rules()
-        layout = make_layout(model, task, self.site, self.axes, layers=self.layers,
-                             positions=self.positions)
+        layout = make_layout(
+            model, task, self.site, self.axes, layers=self.layers, positions=self.positions
+        )
         with contextlib.ExitStack() as stack:
             if chosen.active:
                 active = stack.enter_context(rules(model, chosen))
@@ -134,8 +160,12 @@ class AttributionPatching(Method):
 
     def _rules(self) -> Any:
         return trust.chosen_rules(
-            self.rules, attn=self.attn_rule, gate=self.gate_rule, qk_norm=self.qk_norm_rule,
-            cap=self.cap_rule)
+            self.rules,
+            attn=self.attn_rule,
+            gate=self.gate_rule,
+            qk_norm=self.qk_norm_rule,
+            cap=self.cap_rule,
+        )
 
     @property
     def unsigned(self) -> bool:
@@ -150,17 +180,36 @@ class AttributionPatching(Method):
         """
         ruled = bool(self._rules().active)
         wrong = [
-            (ruled and self.ig_steps > 0, "Backward rules and integrated gradients",
-             "both replace the gradient", "Use ig_steps=0, or rules='none'."),
-            (ruled and self.qk_fix, "Backward rules and the QK fix",
-             "both treat the softmax", "Use qk_fix=False, or rules='none'."),
-            (self.ig_steps > 0 and (self.qk_fix or self.grad_drop),
-             "Integrated gradients and AtP*'s corrections", "both mend the gradient",
-             "Use ig_steps=0, or neither qk_fix nor grad_drop."),
-            (self.qk_fix and self.site not in ("q", "k"), "The QK fix and other sites than q, k",
-             "it is about queries and keys", "Use site='q' or 'k', or qk_fix=False."),
-            (self.grad_drop and self.qk_fix, "GradDrop and the QK fix in one run",
-             "blocked gradients reach no pattern of their layer", "Run them one after the other."),
+            (
+                ruled and self.ig_steps > 0,
+                "Backward rules and integrated gradients",
+                "both replace the gradient",
+                "Use ig_steps=0, or rules='none'.",
+            ),
+            (
+                ruled and self.qk_fix,
+                "Backward rules and the QK fix",
+                "both treat the softmax",
+                "Use qk_fix=False, or rules='none'.",
+            ),
+            (
+                self.ig_steps > 0 and (self.qk_fix or self.grad_drop),
+                "Integrated gradients and AtP*'s corrections",
+                "both mend the gradient",
+                "Use ig_steps=0, or neither qk_fix nor grad_drop.",
+            ),
+            (
+                self.qk_fix and self.site not in ("q", "k"),
+                "The QK fix and other sites than q, k",
+                "it is about queries and keys",
+                "Use site='q' or 'k', or qk_fix=False.",
+            ),
+            (
+                self.grad_drop and self.qk_fix,
+                "GradDrop and the QK fix in one run",
+                "blocked gradients reach no pattern of their layer",
+                "Run them one after the other.",
+            ),
         ]
         for bad, what, why, remedy in wrong:
             if bad:
@@ -173,7 +222,10 @@ class AttributionPatching(Method):
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray | None]:
         """Raw estimates ``[prompt, *dims]``, base and source metric, and all nodes' values."""
         knobs: dict[str, Any] = {
-            "metric": self.metric, "direction": self.direction, "at": self._at()}
+            "metric": self.metric,
+            "direction": self.direction,
+            "at": self._at(),
+        }
         points = quadrature(self.ig_steps, self.quadrature) if self.ig_steps else ()
         if points and self.ig_path == "node":
             if (count := math.prod(layout.shape)) > MOST_PATHS:
@@ -185,8 +237,16 @@ class AttributionPatching(Method):
             found, base, source = integrate(model, task, cells, context, points=points, **knobs)
             context.note("passes", {"cells": len(cells), "points": len(points)})
             return found.T.reshape(len(task), *layout.shape), base, source, None
-        out = attribute(model, task, [self.site], context, qk_fix=self.qk_fix,
-                        grad_drop=self.grad_drop, steps=points, **knobs)
+        out = attribute(
+            model,
+            task,
+            [self.site],
+            context,
+            qk_fix=self.qk_fix,
+            grad_drop=self.grad_drop,
+            steps=points,
+            **knobs,
+        )
         context.note("passes", {**out.passes, "streamed_batches": out.streamed})
         nodes = out.values[self.site]
         return layout.lay(nodes, task), out.base, out.source, nodes
@@ -194,8 +254,13 @@ class AttributionPatching(Method):
     # -- arrays ---------------------------------------------------------------------------------
 
     def _dataset(
-        self, each: np.ndarray, base: np.ndarray, source: np.ndarray, layout: Layout,
-        task: PromptPairs, rule_name: str,
+        self,
+        each: np.ndarray,
+        base: np.ndarray,
+        source: np.ndarray,
+        layout: Layout,
+        task: PromptPairs,
+        rule_name: str,
     ) -> xr.Dataset:
         metric, n = metric_named(self.metric), len(task)
         gap = source - base
@@ -224,19 +289,36 @@ class AttributionPatching(Method):
             "attribution_raw": (dims, laid(mean), unit, f"estimated change ({what})", signed),
             "attribution_se": (dims, laid(share_error), "1", "standard error", 0),
             "attribution_raw_se": (dims, laid(error), unit, "standard error", 0),
-            "attribution_ci": (("bound", *dims), laid(interval), unit if reason else "1",
-                               "95 % bootstrap interval", signed),
-            "inert": (dims, laid((flat == 0).all(0).astype(np.int8)), "1",
-                      "1 where nothing differs or nothing leads to the metric", 0),
+            "attribution_ci": (
+                ("bound", *dims),
+                laid(interval),
+                unit if reason else "1",
+                "95 % bootstrap interval",
+                signed,
+            ),
+            "inert": (
+                dims,
+                laid((flat == 0).all(0).astype(np.int8)),
+                "1",
+                "1 where nothing differs or nothing leads to the metric",
+                0,
+            ),
             "metric_base": (("prompt",), base, unit, f"{metric.title}, base run", 1),
             "metric_source": (("prompt",), source, unit, f"{metric.title}, source run", 1),
         }
         if self.keep_prompts:
             arrays["prompt_attribution"] = (
-                ("prompt", *dims), each, unit, "estimated change in each prompt", 1)
+                ("prompt", *dims),
+                each,
+                unit,
+                "estimated change in each prompt",
+                1,
+            )
         data = xr.Dataset(
-            {k: (d, v, {"units": u, "long_name": t, "signed": s})
-             for k, (d, v, u, t, s) in arrays.items()},
+            {
+                k: (d, v, {"units": u, "long_name": t, "signed": s})
+                for k, (d, v, u, t, s) in arrays.items()
+            },
             coords={**layout.coords, "prompt": np.arange(n), "bound": ["low", "high"]},
         )
         data.attrs.update(self._attrs(gap, task, metric.title, reason, rule_name))
@@ -255,10 +337,18 @@ class AttributionPatching(Method):
         self, gap: np.ndarray, task: PromptPairs, title: str, reason: str, rule_name: str
     ) -> dict[str, str | float | int]:
         return {
-            "site": self.site, "direction": self.direction, "metric": self.metric,
-            "metric_title": title, "at": self.at, "rules": rule_name, "with_": "source",
-            "estimator": self._words(rule_name), "unsigned": int(self.unsigned),
-            "mean_gap": float(gap.mean()), "undefined_reason": reason, "n_prompts": len(task),
+            "site": self.site,
+            "direction": self.direction,
+            "metric": self.metric,
+            "metric_title": title,
+            "at": self.at,
+            "rules": rule_name,
+            "with_": "source",
+            "estimator": self._words(rule_name),
+            "unsigned": int(self.unsigned),
+            "mean_gap": float(gap.mean()),
+            "undefined_reason": reason,
+            "n_prompts": len(task),
             "small_sample": int(len(task) < SMALL_SAMPLE),
         }
 
@@ -284,7 +374,11 @@ class AttributionPatching(Method):
         return order[size[order] > 0]
 
     def _verified(
-        self, model: HookedModel, task: PromptPairs, context: Context, data: xr.Dataset,
+        self,
+        model: HookedModel,
+        task: PromptPairs,
+        context: Context,
+        data: xr.Dataset,
         layout: Layout,
     ) -> xr.Dataset:
         """The largest cells measured exactly, beside their estimates."""
@@ -294,8 +388,15 @@ class AttributionPatching(Method):
             return data
         index = [np.unravel_index(c, layout.shape) for c in top]
         where = [tuple(int(i) for i in cell) for cell in index]
-        found = sweep(model, task, [layout.cell(i) for i in where], context, metric=self.metric,
-                      direction=self.direction, at=self._at())
+        found = sweep(
+            model,
+            task,
+            [layout.cell(i) for i in where],
+            context,
+            metric=self.metric,
+            direction=self.direction,
+            at=self._at(),
+        )
         exact = np.nanmean(found.patched - found.base, axis=1)
         if self.unsigned:
             exact = np.nanmean(np.abs(found.patched - found.base), axis=1)
@@ -305,27 +406,42 @@ class AttributionPatching(Method):
             ("verified_effect", exact, "measured change of the largest cells"),
             ("verified_estimate", estimate, "estimated change of the same cells"),
         ):
-            data[name] = ("top", values, {"units": unit, "long_name": words,
-                                          "signed": int(not self.unsigned)})
+            data[name] = (
+                "top",
+                values,
+                {"units": unit, "long_name": words, "signed": int(not self.unsigned)},
+            )
         data = data.assign_coords(
-            top=np.arange(len(top)), name=("top", [layout.name(i) for i in where]))
+            top=np.arange(len(top)), name=("top", [layout.name(i) for i in where])
+        )
         size = max(float(np.abs(exact).max()), 1e-300)
-        context.check(Check(
-            "verified", f"estimate against measured effect, {len(top)} largest cells",
-            float(np.abs(exact - estimate).max()) / size,
-            note="Largest difference over the largest measured effect. It is the estimator's "
-                 "error, not a fault: see the cells, and Agreement for whole grids.",
-        ))
+        context.check(
+            Check(
+                "verified",
+                f"estimate against measured effect, {len(top)} largest cells",
+                float(np.abs(exact - estimate).max()) / size,
+                note="Largest difference over the largest measured effect. It is the estimator's "
+                "error, not a fault: see the cells, and Agreement for whole grids.",
+            )
+        )
         return data
 
     def _check(
-        self, model: HookedModel, task: PromptPairs, context: Context, raw: np.ndarray,
-        nodes: np.ndarray | None, layout: Layout,
+        self,
+        model: HookedModel,
+        task: PromptPairs,
+        context: Context,
+        raw: np.ndarray,
+        nodes: np.ndarray | None,
+        layout: Layout,
     ) -> None:
         """Lines of the trust panel about the gradient."""
         chosen = self._rules()
         knobs: dict[str, Any] = {
-            "metric": self.metric, "direction": self.direction, "at": self._at()}
+            "metric": self.metric,
+            "direction": self.direction,
+            "at": self._at(),
+        }
         corrected = self.ig_steps or self.qk_fix or self.grad_drop
         if nodes is not None and not corrected and not chosen.active:
             context.check(trust.of_own_graph(model, task, self.site, nodes, **knobs))
@@ -340,8 +456,9 @@ class AttributionPatching(Method):
             context.check(trust.of_small_patch(model, task, site, estimate, chosen, **knobs))
         side = "corrupt" if self.direction == "denoising" else "clean"
         for line in (
-            trust.of_conservation(model, task, chosen, side=side, metric=self.metric,
-                                  at=self._at()),
+            trust.of_conservation(
+                model, task, chosen, side=side, metric=self.metric, at=self._at()
+            ),
             trust.of_frozen_network(model, task, cell, chosen, **knobs),
         ):
             if line is not None:

@@ -47,15 +47,26 @@ class Layout:
         """The exact patch that one entry estimates."""
         at = self.labels(index)
         position = at.get("position", at.get("slot"))
-        site = Site(self.site, layer=at.get("layer"), head=at.get("head", at.get("kv_head")),
-                    neuron=at.get("neuron"), position=position)
+        site = Site(
+            self.site,
+            layer=at.get("layer"),
+            head=at.get("head", at.get("kv_head")),
+            neuron=at.get("neuron"),
+            position=position,
+        )
         return Cell((Edit(site, "source"),))
 
     def name(self, index: tuple[int, ...]) -> str:
         """``L3 H1 @5``, as a person says it."""
         at = self.labels(index)
-        letters = {"layer": "L", "head": "H", "kv_head": "KV", "neuron": "N", "position": "@",
-                   "slot": "@"}
+        letters = {
+            "layer": "L",
+            "head": "H",
+            "kv_head": "KV",
+            "neuron": "N",
+            "position": "@",
+            "slot": "@",
+        }
         return " ".join(f"{letters[d]}{v}" for d, v in at.items())
 
     def lay(self, values: np.ndarray, pairs: PromptPairs) -> np.ndarray:
@@ -105,8 +116,13 @@ def _chosen(what: str, wanted: Sequence[int] | None, count: int) -> np.ndarray:
 
 
 def make_layout(
-    model: HookedModel, pairs: PromptPairs, site: str, axes: str, *,
-    layers: Sequence[int] | None = None, positions: Sequence[int] | None = None,
+    model: HookedModel,
+    pairs: PromptPairs,
+    site: str,
+    axes: str,
+    *,
+    layers: Sequence[int] | None = None,
+    positions: Sequence[int] | None = None,
 ) -> Layout:
     """The axes of a grid of nodes; ``axes="auto"`` takes the usual ones of the site.
 
@@ -114,8 +130,13 @@ def make_layout(
         UsageError: axes that the site does not have, or positions that do not align.
     """
     kind, axis = KINDS[site], KINDS[site].head_axis or "head"
-    group = "embed" if site == "embed" else "neuron" if site == "mlp_post" else (
-        "head" if kind.head_axis else "residual")
+    group = (
+        "embed"
+        if site == "embed"
+        else "neuron"
+        if site == "mlp_post"
+        else ("head" if kind.head_axis else "residual")
+    )
     if axes == "auto":
         axes = AUTO.get(site, "layer,head" if group == "head" else "layer,position")
         if "position" in axes and not pairs.aligned():

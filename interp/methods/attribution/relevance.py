@@ -28,18 +28,38 @@ class Relevance(Method):
     title: ClassVar[str] = "Relevance"
     question: ClassVar[str] = "Which tokens and nodes does the answer rest on?"
     citations: ClassVar[tuple[str, ...]] = (
-        "achtibat2024attnlrp", "ali2022xai", "jafari2025relp", "you2025when",
+        "achtibat2024attnlrp",
+        "ali2022xai",
+        "jafari2025relp",
+        "you2025when",
     )
     version: ClassVar[int] = 1
 
     site: Literal[
-        "embed", "resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out", "z", "q", "k", "v",
+        "embed",
+        "resid_pre",
+        "resid_mid",
+        "resid_post",
+        "attn_out",
+        "mlp_out",
+        "z",
+        "q",
+        "k",
+        "v",
         "mlp_post",
     ] = "embed"
     """Where relevance is read; embed is the token heatmap."""
     axes: Literal[
-        "auto", "layer,position", "layer,slot", "layer", "layer,head", "layer,head,position",
-        "layer,head,slot", "layer,neuron", "position", "slot",
+        "auto",
+        "layer,position",
+        "layer,slot",
+        "layer",
+        "layer,head",
+        "layer,head,position",
+        "layer,head,slot",
+        "layer,neuron",
+        "position",
+        "slot",
     ] = "auto"
     """What the grid runs over; positions that are no axis are summed."""
     side: Literal["clean", "corrupt"] = "clean"
@@ -49,10 +69,12 @@ class Relevance(Method):
     rules: Literal["none", "relp", "relp_ah", "relp_no_identity", "attnlrp", "cplrp"] = "attnlrp"
     """Backward rules; none is gradient times input."""
     attn_rule: Literal["default", "grad", "ah", "uniform"] = Field(
-        "default", json_schema_extra={"advanced": True})
+        "default", json_schema_extra={"advanced": True}
+    )
     """How attention is passed backwards; default as the rules say."""
     gate_rule: Literal["default", "half", "value"] = Field(
-        "default", json_schema_extra={"advanced": True})
+        "default", json_schema_extra={"advanced": True}
+    )
     """How a gated MLP is passed backwards; default as the rules say."""
     at: str = Field("last", json_schema_extra={"advanced": True}, max_length=60)
     """Where the metric is read: last, an index, or a slot of the task."""
@@ -73,8 +95,9 @@ class Relevance(Method):
         """``relevance``, ``prompt_relevance [prompt, *dims]``, ``metric_value [prompt]``."""
         at = int(self.at) if self.at.lstrip("-").isdigit() else self.at
         chosen = trust.chosen_rules(self.rules, attn=self.attn_rule, gate=self.gate_rule)
-        layout = make_layout(model, task, self.site, self.axes, layers=self.layers,
-                             positions=self.positions)
+        layout = make_layout(
+            model, task, self.site, self.axes, layers=self.layers, positions=self.positions
+        )
         knobs: dict[str, Any] = {"metric": self.metric, "side": self.side, "at": at}
         with rules(model, chosen) as active:
             context.note("rules", active.to_json())
@@ -89,8 +112,13 @@ class Relevance(Method):
         return self._dataset(each, found.base, layout.dims, layout.coords, task, chosen.name)
 
     def _dataset(
-        self, each: np.ndarray, value: np.ndarray, dims: tuple[str, ...],
-        coords: dict[str, np.ndarray], task: PromptPairs, rule_name: str,
+        self,
+        each: np.ndarray,
+        value: np.ndarray,
+        dims: tuple[str, ...],
+        coords: dict[str, np.ndarray],
+        task: PromptPairs,
+        rule_name: str,
     ) -> xr.Dataset:
         metric, n = metric_named(self.metric), len(task)
         shape, flat = each.shape[1:], each.reshape(n, -1)
@@ -104,18 +132,32 @@ class Relevance(Method):
         arrays = {
             "relevance": (dims, mean.reshape(shape), unit, f"{words}, {self.side} prompts", 1),
             "relevance_se": (dims, error.reshape(shape), unit, "standard error", 0),
-            "relevance_ci": (("bound", *dims), interval.reshape(2, *shape), unit,
-                             "95 % bootstrap interval", 1),
+            "relevance_ci": (
+                ("bound", *dims),
+                interval.reshape(2, *shape),
+                unit,
+                "95 % bootstrap interval",
+                1,
+            ),
             "prompt_relevance": (("prompt", *dims), each, unit, f"{words}, each prompt", 1),
             "metric_value": (("prompt",), value, unit, f"{metric.title}, {self.side} prompts", 1),
         }
         data = xr.Dataset(
-            {k: (d, v, {"units": u, "long_name": t, "signed": s})
-             for k, (d, v, u, t, s) in arrays.items()},
+            {
+                k: (d, v, {"units": u, "long_name": t, "signed": s})
+                for k, (d, v, u, t, s) in arrays.items()
+            },
             coords={**coords, "prompt": np.arange(n), "bound": ["low", "high"]},
         )
-        data.attrs.update({
-            "site": self.site, "side": self.side, "metric": self.metric, "at": self.at,
-            "metric_title": metric.title, "rules": rule_name, "n_prompts": n,
-        })
+        data.attrs.update(
+            {
+                "site": self.site,
+                "side": self.side,
+                "metric": self.metric,
+                "at": self.at,
+                "metric_title": metric.title,
+                "rules": rule_name,
+                "n_prompts": n,
+            }
+        )
         return data

@@ -25,7 +25,7 @@ UNIT = {"float64": 1e-9, "float32": 1e-4, "bfloat16": 0.2, "float16": 2e-2}
 SLOPE = {"float64": 0.01, "float32": 0.03}
 """How far a small patch may be from the estimate: it is small, and the metric is rounded."""
 
-PROMPTS = 4
+PROMPTS = 2
 """Facts are measured on this many prompts."""
 
 
@@ -46,63 +46,97 @@ def of_rules(active: Active) -> list[Check]:
     least = min(active.least.values())
     counts = ", ".join(f"{k} {n} of {active.present[k]}" for k, n in active.replaced.items())
     return [
-        Check("rules_active", "least change of a replaced part's gradient", least, 1e-4,
-              at_least=True,
-              note=f"Rules: {active.rules.name}. Replaced and reached: {counts}. Each alone moves "
-                   "the gradient of its part and of the model."),
-        Check("rules_exact", "change of the model's values by the rules",
-              0.0 if active.bit_equal else math.nan, 0.0,
-              note="A backward rule leaves forward values as they are, to the bit."),
+        Check(
+            "rules_active",
+            "least change of a replaced part's gradient",
+            least,
+            1e-4,
+            at_least=True,
+            note=f"Rules: {active.rules.name}. Replaced and reached: {counts}. Each alone moves "
+            "the gradient of its part and of the model.",
+        ),
+        Check(
+            "rules_exact",
+            "change of the model's values by the rules",
+            0.0 if active.bit_equal else math.nan,
+            0.0,
+            note="A backward rule leaves forward values as they are, to the bit.",
+        ),
     ]
 
 
 def of_own_graph(
-    model: HookedModel, pairs: PromptPairs, site: str, values: np.ndarray, *, metric: str,
-    direction: str, at: int | str,
+    model: HookedModel,
+    pairs: PromptPairs,
+    site: str,
+    values: np.ndarray,
+    *,
+    metric: str,
+    direction: str,
+    at: int | str,
 ) -> Check:
     """The ordinary estimates again through the back-end's own graph."""
-    few = first_prompts(pairs, 2)
+    few = first_prompts(pairs, 1)
     own = own_estimates(model, few, site, metric=metric, direction=direction, at=at)
     mine = values[: len(few), ..., : own.shape[-1]] if own.ndim == 2 else values[: len(few)]
     part = tuple(slice(0, n) for n in own.shape)
     mine = mine[part]
     scale = max(float(np.nanstd(own)), 1e-12)
     return Check(
-        "own_graph", "estimates by the back-end's own graph", float(
-            np.nanmax(np.abs(mine - own), initial=0.0)) / scale, 10 * tolerance(model),
-        note=f"Largest difference on {len(few)} prompts, in standard deviations of the grid.",
+        "own_graph",
+        "estimates by the back-end's own graph",
+        float(np.nanmax(np.abs(mine - own), initial=0.0)) / scale,
+        10 * tolerance(model),
+        note="Largest difference on one prompt, in standard deviations of the grid.",
     )
 
 
 def of_small_patch(
-    model: HookedModel, pairs: PromptPairs, site: Site, estimate: np.ndarray, chosen: RuleSet, *,
-    metric: str, direction: str, at: int | str,
+    model: HookedModel,
+    pairs: PromptPairs,
+    site: Site,
+    estimate: np.ndarray,
+    chosen: RuleSet,
+    *,
+    metric: str,
+    direction: str,
+    at: int | str,
 ) -> Check:
     """A small part of the largest patch against the same part of its estimate."""
     few = first_prompts(pairs, PROMPTS)
     step = 1e-3 if dtype_of(model) == "float64" else 1e-2
-    slope = small_patch_slope(model, few, site, metric=metric, direction=direction, at=at,
-                              step=step)
+    slope = small_patch_slope(
+        model, few, site, metric=metric, direction=direction, at=at, step=step
+    )
     estimate = estimate[: len(few)]
     size = float(np.abs(slope).max())
     ratio = float(np.dot(estimate, slope) / max(np.dot(slope, slope), 1e-300))
     apart = float(np.abs(estimate - slope).max()) / max(size, 1e-300)
     if chosen.active:
         return Check(
-            "first_order", f"estimate over true slope at {site}", ratio,
+            "first_order",
+            f"estimate over true slope at {site}",
+            ratio,
             note="1 for ordinary gradients. Rules that share a product or stop a divisor are not "
-                 "first-order consistent: they trade the slope for what a whole patch does.",
+            "first-order consistent: they trade the slope for what a whole patch does.",
         )
     return Check(
-        "first_order", f"estimate against a small patch at {site}", apart,
+        "first_order",
+        f"estimate against a small patch at {site}",
+        apart,
         SLOPE.get(dtype_of(model)),
         note=f"A hundredth of the patch by plain forward passes, {len(few)} prompts; the estimate "
-             f"over the true slope is {ratio:.4g}.",
+        f"over the true slope is {ratio:.4g}.",
     )
 
 
 def of_conservation(
-    model: HookedModel, pairs: PromptPairs, chosen: RuleSet, *, side: str, metric: str,
+    model: HookedModel,
+    pairs: PromptPairs,
+    chosen: RuleSet,
+    *,
+    side: str,
+    metric: str,
     at: int | str,
 ) -> Check | None:
     """``Σ a·ρ`` at the embedding and the constants behind it against the metric."""
@@ -113,34 +147,52 @@ def of_conservation(
         cut, constants, value = conservation(model, few, side=side, metric=metric, at=at)
     size = max(abs(cut), abs(constants), abs(value), 1e-300)
     ratio = (cut + constants) / value if value else math.nan
-    words = (f"Residual stream {cut:.4g}, constants {constants:.4g}, metric {value:.4g}: ratio "
-             f"{ratio:.6g}; without the constants {cut / value if value else math.nan:.4g}.")
+    words = (
+        f"Residual stream {cut:.4g}, constants {constants:.4g}, metric {value:.4g}: ratio "
+        f"{ratio:.6g}; without the constants {cut / value if value else math.nan:.4g}."
+    )
     if not chosen.straightens:
-        return Check("conservation", "relevance and constants over the metric", ratio,
-                     note=f"{words} Only norms, activations and patterns held constant with a "
-                          "shared gate conserve; these rules do not claim it.")
+        return Check(
+            "conservation",
+            "relevance and constants over the metric",
+            ratio,
+            note=f"{words} Only norms, activations and patterns held constant with a "
+            "shared gate conserve; these rules do not claim it.",
+        )
     return Check(
-        "conservation", "relevance and constants against the metric",
-        abs(cut + constants - value) / size, tolerance(model), note=words,
+        "conservation",
+        "relevance and constants against the metric",
+        abs(cut + constants - value) / size,
+        tolerance(model),
+        note=words,
     )
 
 
 def of_frozen_network(
-    model: HookedModel, pairs: PromptPairs, cell: object, chosen: RuleSet, *, metric: str,
-    direction: str, at: int | str,
+    model: HookedModel,
+    pairs: PromptPairs,
+    cell: object,
+    chosen: RuleSet,
+    *,
+    metric: str,
+    direction: str,
+    at: int | str,
 ) -> Check | None:
     """The estimate against exact patching of the network frozen at the base run."""
     if not chosen.straightens or not _homogeneous(model, metric):
         return None
     few = first_prompts(pairs, PROMPTS)
     exact, estimate = frozen_effect(
-        model, few, cell, chosen, metric=metric, direction=direction, at=at)  # type: ignore[arg-type]
+        model, few, cell, chosen, metric=metric, direction=direction, at=at
+    )  # type: ignore[arg-type]
     size = max(float(np.nanmax(np.abs(exact), initial=0.0)), 1e-12)
     return Check(
-        "frozen_network", "estimate against exact patching of the frozen network",
-        float(np.nanmax(np.abs(exact - estimate), initial=0.0)) / size, tolerance(model),
+        "frozen_network",
+        "estimate against exact patching of the frozen network",
+        float(np.nanmax(np.abs(exact - estimate), initial=0.0)) / size,
+        tolerance(model),
         note="Scales, activation factors and patterns held at the base run's make the network "
-             "linear, and there the estimate is the effect.",
+        "linear, and there the estimate is the effect.",
     )
 
 
