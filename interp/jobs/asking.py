@@ -18,7 +18,7 @@ BACKENDS = ("transformer_lens", "nnsight", "torch_module")
 DTYPES = ("float32", "bfloat16", "float16", "float64")
 DEVICE = re.compile(r"cpu|mps|cuda(:\d{1,2})?")
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}(/[A-Za-z0-9][\w.-]{0,95})?(@[\w.\-/]{1,100})?")
-ZOO = re.compile(r"zoo:[\w.-]{1,80}")
+ZOO = re.compile(r"zoo:[\w.-]{1,80}(@[\w.-]{1,40})?")
 
 
 def job_of(data: Any, catalogue: Mapping[str, Any] | None = None) -> dict[str, Any]:
@@ -140,8 +140,9 @@ def _whole(name: str, value: Any) -> int | None:
 def allowed_model(ref: str, roots: Sequence[Path]) -> str:
     """The ref, if a worker may open it: shipped, under a root, or a hub id.
 
-    A local folder is opened only if it lies under one of the roots the worker was started with,
-    links followed; a name without a slash is looked for there.
+    A local folder is opened only if it is one of the roots the worker was started with or lies
+    under one, links followed; a name without a slash is looked for there. The name may begin with
+    that of the root itself, or with more of its path, where the rest alone stands for two folders.
 
     Raises:
         UnsafeError: a path outside the roots.
@@ -149,9 +150,11 @@ def allowed_model(ref: str, roots: Sequence[Path]) -> str:
     if ZOO.fullmatch(ref):
         return ref
     places = [root / ref for root in roots] if "\x00" not in ref else []
-    for root, place in zip(roots, places, strict=False):
-        inside = place.resolve()
-        if inside.is_dir() and root.resolve() in inside.parents:
+    longer = [(r, above / ref) for r in roots for above in r.parents] if places else []
+    for root, place in [*zip(roots, places, strict=False), *longer]:
+        inside, top = place.resolve(), root.resolve()
+        whole = inside == top and (top / "config.json").is_file()
+        if inside.is_dir() and (whole or top in inside.parents):
             return str(inside)
     if (
         HUB_ID.fullmatch(ref)

@@ -124,7 +124,11 @@ def checkpoint_of(card: Card, name: str) -> Path:
     Raises:
         UsageError: no such checkpoint, with those that are there.
     """
-    there = {p.parent.name: p.parent for p in (card.path or Path()).glob(f"*/{safety.WEIGHTS}")}
+    found = (card.path or Path()).glob(f"*/{safety.WEIGHTS}")
+    there = {p.parent.name: p.parent for p in found}
+    if card.path is not None:
+        last = safety.read_json(card.path / "config.json").get("epoch")
+        there |= {} if last is None else {str(last): card.path}
     if name in there:
         return there[name]
     if not there:

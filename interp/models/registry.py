@@ -90,6 +90,10 @@ MODELS: dict[str, Card] = {
         "How do features and classifier collapse to a symmetric frame?", "Network",
         folder="digits-collapse",
     ),
+    "digits-mixup": Card(
+        "digits-mixup", "digits, trained on mixtures",
+        "Where does a network put mixtures of two inputs?", "Network", folder="digits-mixup",
+    ),
     "random-gpt2": _random("gpt2", "GPT2LMHeadModel", "learned positions, layer norms, biases"),
     "random-gpt-neo": _random("gpt_neo", "GPTNeoForCausalLM", "unscaled scores, local windows"),
     "random-gpt-neox": _random(

@@ -34,6 +34,9 @@ RECIPES: dict[str, Recipe] = {
         "digits-collapse", "a perceptron on digits, into neural collapse",
         "interp.training.digits_collapse",
     ),
+    "digits-mixup": Recipe(
+        "digits-mixup", "a perceptron on mixed digits", "interp.training.digits_mixup"
+    ),
     "digits-mlp": Recipe(
         "digits-mlp", "ReLU network on 8 × 8 digits", "interp.training.digits_mlp"
     ),
