@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import threading
 import time
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,18 @@ KEPT = 12
 def plain(row: Any) -> dict[str, Any]:
     """A row of the jobs table as plain JSON."""
     return dict(row) if isinstance(row, Mapping) else row.to_json()
+
+
+def tell_apart(rows: list[dict[str, Any]]) -> None:
+    """Give folders of one name as much of their path as it takes to name each alone."""
+    named = Counter(r["ref"] for r in rows)
+    for row in [r for r in rows if named[r["ref"]] > 1]:
+        parts = Path(row["stored"]).parts
+        start = len(Path(row["ref"]).parts)
+        longer = ("/".join(parts[-n:]) for n in range(start + 1, len(parts)))
+        ends = [Path(r["stored"]).parts for r in rows if r is not row]
+        alone = (n for n in longer if all(e[-len(Path(n).parts) :] != Path(n).parts for e in ends))
+        row["ref"] = row["title"] = next(alone, row["stored"])
 
 
 class Holdings:
@@ -202,6 +214,7 @@ class Holdings:
             for row in self._models:
                 row["stored"] = row["ref"]
                 row["ref"] = row["title"] if row.get("origin", "zoo") != "zoo" else row["ref"]
+            tell_apart(self._models)
             self._looked = time.monotonic()
         return self._models
 

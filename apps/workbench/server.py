@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import secrets
+import socket
 from collections.abc import Iterable
 from typing import Any
 
@@ -115,5 +116,18 @@ class Quiet(WSGIRequestHandler):
 
 
 def serve(app: Guard, host: str, port: int) -> Any:
-    """A threaded server that is ready to ``serve_forever``; port 0 takes a free one."""
-    return make_server(host, port, app, threaded=True, request_handler=Quiet)
+    """A threaded server that is ready to ``serve_forever``; port 0 takes a free one.
+
+    The address is taken here: werkzeug would print its own words and end the process.
+
+    Raises:
+        OSError: the address cannot be had.
+    """
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.create_server((host, port), family=family, backlog=128) as held:
+        taken = held.getsockname()[1]
+        server = make_server(
+            host, taken, app, threaded=True, request_handler=Quiet, fd=held.fileno()
+        )
+    server.server_name, server.server_port = host, taken
+    return server

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -15,6 +16,7 @@ from apps.workbench.bench import Bench
 from apps.workbench.cell import cell_at
 from apps.workbench.exports import KINDS, MAKERS
 from apps.workbench.views import View, read_view
+from interp.jobs.asking import allowed_model
 from interp.store import Store
 from tests.apps.fakes import FakeQueue, dataset, record
 
@@ -24,6 +26,7 @@ SERVES = """
 import sys, pathlib
 from apps.workbench.bench import Bench
 from apps.workbench.server import make_app
+from interp.jobs.asking import allowed_model
 from interp.store import Store
 from tests.apps.fakes import FakeQueue, record
 from werkzeug.test import Client
@@ -160,6 +163,29 @@ def test_a_run_on_a_listed_folder_goes_by_the_listed_name_and_shows_no_path(tmp_
     bench.check_model("mine")
     with pytest.raises(interp.InterpError):
         bench.check_model("/secret/models/mine")
+
+
+def test_a_taken_port_is_said_with_a_way_out(tmp_path, capsys):
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        words = ["--port", str(port), "--store", str(tmp_path), "--no-browser", "--no-worker"]
+        assert start.main(words) == 1
+    said = capsys.readouterr().err
+    assert f"127.0.0.1:{port}" in said and "--port 0" in said and said.count("\n") == 1, said
+
+
+def test_folders_of_one_name_are_told_apart_and_the_worker_opens_the_one_that_was_picked(tmp_path):
+    folders = [tmp_path / p for p in ("one/hf", "two/hf", "three/deep/two/hf", "four/mine")]
+    for folder in folders:
+        folder.mkdir(parents=True)
+        (folder / "config.json").write_text("{}")
+    roots = tuple(tmp_path / p for p in ("one", "two", "three/deep/two", "four"))
+    bench = Bench(Store(tmp_path / "store"), queue=FakeQueue(Store(tmp_path)), roots=roots)
+    names = [r["ref"] for r in bench.models() if r["origin"] == "folder"]
+    assert names[0] == "one/hf" and names[2] == "deep/two/hf" and names[3] == "mine"
+    assert len(set(names)) == 4
+    assert [bench.stored_name(n) for n in names] == list(map(str, folders))
+    assert [allowed_model(n, roots) for n in names] == list(map(str, folders))
 
 
 def test_a_file_is_no_task_for_the_page(tmp_path):

@@ -319,6 +319,21 @@ def test_a_worker_opens_shipped_models_hub_ids_and_what_lies_under_its_roots(tmp
             allowed_model(ref, roots)
 
 
+def test_a_root_goes_by_its_own_name_and_two_folders_of_one_name_by_more_of_their_paths(tmp_path):
+    roots = (tmp_path / "a" / "hf", tmp_path / "b", tmp_path / "c")
+    for folder in (roots[0], roots[1] / "hf", roots[2] / "hf"):
+        folder.mkdir(parents=True)
+        (folder / "config.json").write_text("{}")
+    assert allowed_model("a/hf", roots) == str(roots[0])
+    assert allowed_model("b/hf", roots) == str(roots[1] / "hf")
+    assert allowed_model("c/hf", roots) == str(roots[2] / "hf")
+    assert allowed_model("hf", roots[:1]) == str(roots[0])
+    (roots[0] / "config.json").unlink()
+    for ref in ("./", str(tmp_path), str(roots[0])):
+        with pytest.raises(UnsafeError):
+            allowed_model(ref, roots[:1])
+
+
 def test_a_worker_opens_no_task_by_a_path():
     assert allowed_task({"ref": "ioi:n=4"}) == {"ref": "ioi:n=4"}
     assert allowed_task({"inline": {"type": "Texts"}}) == {"inline": {"type": "Texts"}}
