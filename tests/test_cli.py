@@ -474,10 +474,27 @@ def test_the_workbench_gets_the_options_and_is_imported_nowhere(monkeypatch):
     assert not re.search(r"^\s*(import|from) (apps|benchmarks)", source, flags=re.M)
 
 
+def test_a_request_to_end_reaches_the_process_that_was_started():
+    inner = (
+        "import signal, sys, time; signal.signal(signal.SIGTERM, lambda *_: sys.exit(7));"
+        "print('up', flush=True); time.sleep(60)"
+    )
+    outer = (
+        "import sys; from interp.cli.processes import call;"
+        f"sys.exit(call([sys.executable, '-c', {inner!r}]))"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", outer], stdout=subprocess.PIPE, text=True, cwd=ROOT
+    ) as process:
+        assert process.stdout and process.stdout.readline() == "up\n"
+        process.terminate()
+        assert process.wait(30) == 7
+
+
 def test_benchmarks_are_listed_and_started_as_processes(monkeypatch):
     from interp.cli import processes
 
-    assert "patching" in document(call("bench", "--json")[1])[0]["name"]
+    assert "patching" in {b["name"] for b in document(call("bench", "--json")[1])}
     asked = []
     monkeypatch.setattr(processes, "call", lambda words, **_: asked.append(words) or 5)
     assert call("bench", "patching", "--quick")[0] == 5

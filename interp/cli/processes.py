@@ -7,7 +7,8 @@ import json
 import signal
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +29,8 @@ def workbench(words: Sequence[str]) -> int:
 
 
 def call(words: Sequence[str], **options: Any) -> int:
-    """Run a process; a Ctrl-C reaches it too, and its own ending is waited for."""
-    with subprocess.Popen(words, **options) as process:
+    """Run a process to its own end; a Ctrl-C reaches it too, a request to end is handed on."""
+    with subprocess.Popen(words, **options) as process, handing_on(process):
         while True:
             try:
                 code = process.wait()
@@ -41,6 +42,16 @@ def call(words: Sequence[str], **options: Any) -> int:
         if code in (-signal.SIGINT, INTERRUPTED)
         else max(code, 0) or (FAILED if code else DONE)
     )
+
+
+@contextmanager
+def handing_on(process: subprocess.Popen[Any]) -> Iterator[None]:
+    """Within, a SIGTERM goes to the process: it would outlive us and keep its port otherwise."""
+    before = signal.signal(signal.SIGTERM, lambda number, _: process.send_signal(number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def benchmarks() -> dict[str, str]:
