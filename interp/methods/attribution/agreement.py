@@ -68,8 +68,8 @@ class Agreement(Method):
                 float(table.live.sum()),
                 3,
                 at_least=True,
-                note=f"{int((~table.live).sum())} of {table.live.size} cells are left out: inert or "
-                "undefined. A correlation needs three.",
+                note=f"{int((~table.live).sum())} of {table.live.size} cells are left out: inert "
+                "or undefined. A correlation needs three.",
             )
         )
         context.advance(1, 1)

@@ -12,17 +12,11 @@ from pydantic import Field
 
 from interp.engine import metric_named, sweep
 from interp.engine.gradients import attribute, integrate, quadrature, rules
-from interp.engine.statistics import (
-    bootstrap_interval,
-    mean_and_error,
-    ratio_of_means,
-    resampling_weights,
-)
 from interp.methods.attribution import trust
+from interp.methods.attribution.arrays import estimate_arrays
 from interp.methods.attribution.layout import Layout, make_layout
 from interp.terms import Check, Context, HookedModel, Method, PromptPairs, UsageError
 
-SMALL_SAMPLE = 8
 MOST_PATHS = 20_000
 """Cells that integrated gradients walks one by one, at most."""
 
@@ -149,7 +143,14 @@ class AttributionPatching(Method):
                 for line in trust.of_rules(active):
                     context.check(line)
             raw, base, source, nodes = self._estimates(model, task, context, layout)
-        data = self._dataset(raw, base, source, layout, task, chosen.name)
+        facts = {
+            "site": self.site, "direction": self.direction, "metric": self.metric, "at": self.at,
+            "rules": chosen.name, "with_": "source", "estimator": self._words(chosen.name),
+        }
+        data = estimate_arrays(
+            raw, base, source, layout, task, facts, unsigned=self.unsigned, n_boot=self.n_boot,
+            seed=self.seed, keep_prompts=self.keep_prompts,
+        )
         if self.verify:
             data = self._verified(model, task, context, data, layout)
         self._check(model, task, context, raw, nodes, layout)
@@ -251,79 +252,6 @@ class AttributionPatching(Method):
         nodes = out.values[self.site]
         return layout.lay(nodes, task), out.base, out.source, nodes
 
-    # -- arrays ---------------------------------------------------------------------------------
-
-    def _dataset(
-        self,
-        each: np.ndarray,
-        base: np.ndarray,
-        source: np.ndarray,
-        layout: Layout,
-        task: PromptPairs,
-        rule_name: str,
-    ) -> xr.Dataset:
-        metric, n = metric_named(self.metric), len(task)
-        gap = source - base
-        reason = self._vanishing(base, gap, task)
-        raw = np.abs(each) if self.unsigned else each
-        flat = raw.reshape(n, -1)
-        mean, error = mean_and_error(flat)
-        share, share_error = ratio_of_means(flat, gap)
-        if self.unsigned:
-            share, share_error = mean / abs(gap.mean()), error / abs(gap.mean())
-        weights = resampling_weights(n, task.template, max(self.n_boot, 1), self.seed)
-        interval = np.full((2, flat.shape[1]), np.nan)
-        if self.n_boot and n > 1:
-            below = None if reason else np.full(n, abs(gap.mean())) if self.unsigned else gap
-            interval = bootstrap_interval(flat, below, weights)
-        if reason:
-            share, share_error = np.full_like(share, np.nan), np.full_like(share, np.nan)
-        dims, unit, signed = layout.dims, metric.units, int(not self.unsigned)
-        what = f"{self._words(rule_name)}, {self.direction}"
-
-        def laid(values: np.ndarray) -> np.ndarray:
-            return values.reshape(*values.shape[:-1], *layout.shape)
-
-        arrays = {
-            "attribution": (dims, laid(share), "1", f"attribution ({what})", signed),
-            "attribution_raw": (dims, laid(mean), unit, f"estimated change ({what})", signed),
-            "attribution_se": (dims, laid(share_error), "1", "standard error", 0),
-            "attribution_raw_se": (dims, laid(error), unit, "standard error", 0),
-            "attribution_ci": (
-                ("bound", *dims),
-                laid(interval),
-                unit if reason else "1",
-                "95 % bootstrap interval",
-                signed,
-            ),
-            "inert": (
-                dims,
-                laid((flat == 0).all(0).astype(np.int8)),
-                "1",
-                "1 where nothing differs or nothing leads to the metric",
-                0,
-            ),
-            "metric_base": (("prompt",), base, unit, f"{metric.title}, base run", 1),
-            "metric_source": (("prompt",), source, unit, f"{metric.title}, source run", 1),
-        }
-        if self.keep_prompts:
-            arrays["prompt_attribution"] = (
-                ("prompt", *dims),
-                each,
-                unit,
-                "estimated change in each prompt",
-                1,
-            )
-        data = xr.Dataset(
-            {
-                k: (d, v, {"units": u, "long_name": t, "signed": s})
-                for k, (d, v, u, t, s) in arrays.items()
-            },
-            coords={**layout.coords, "prompt": np.arange(n), "bound": ["low", "high"]},
-        )
-        data.attrs.update(self._attrs(gap, task, metric.title, reason, rule_name))
-        return data
-
     def _words(self, rule_name: str) -> str:
         """The estimator's name with its variant."""
         if self.ig_steps:
@@ -332,39 +260,6 @@ class AttributionPatching(Method):
         parts += ["QK fix"] if self.qk_fix else []
         parts += ["GradDrop"] if self.grad_drop else []
         return " with ".join(parts)
-
-    def _attrs(
-        self, gap: np.ndarray, task: PromptPairs, title: str, reason: str, rule_name: str
-    ) -> dict[str, str | float | int]:
-        return {
-            "site": self.site,
-            "direction": self.direction,
-            "metric": self.metric,
-            "metric_title": title,
-            "at": self.at,
-            "rules": rule_name,
-            "with_": "source",
-            "estimator": self._words(rule_name),
-            "unsigned": int(self.unsigned),
-            "mean_gap": float(gap.mean()),
-            "undefined_reason": reason,
-            "n_prompts": len(task),
-            "small_sample": int(len(task) < SMALL_SAMPLE),
-        }
-
-    def _vanishing(self, base: np.ndarray, gap: np.ndarray, task: PromptPairs) -> str:
-        """Why a share of the gap means nothing; empty where it does."""
-        if not np.isfinite(gap).all():
-            return "the metric is not finite"
-        mean, floor = abs(gap.mean()), 1e-6 * max(np.abs(base).mean(), 1e-300)
-        if mean < floor:
-            return f"the mean gap {mean:.3g} is below {floor:.3g}"
-        if self.n_boot > 0 and len(task) > 1:
-            weights = resampling_weights(len(task), task.template, self.n_boot, self.seed)
-            low, high = bootstrap_interval(gap[:, None], None, weights)[:, 0]
-            if low <= 0 <= high:
-                return f"the interval of the mean gap, {low:.3g} to {high:.3g}, contains 0"
-        return ""
 
     # -- what is measured beside ------------------------------------------------------------------
 
