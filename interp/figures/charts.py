@@ -109,6 +109,8 @@ def curves(
     long_name: str,
     units: str,
     error: np.ndarray | None = None,
+    sure: Sequence[bool] | None = None,
+    log: bool = False,
 ) -> go.Figure:
     """Lines over a numeric axis: colour, dash and marker differ together.
 
@@ -120,6 +122,8 @@ def curves(
         long_name: what the numbers are.
         units: their unit.
         error: standard errors of the same shape.
+        sure: for each line whether it is certified; certified ones are solid, estimates dashed.
+        log: a logarithmic y axis, where all values are above 0.
     """
     values = np.asarray(values, dtype=float)
     table = values[:, None] if values.ndim == 1 else values
@@ -137,7 +141,7 @@ def curves(
                 name=name,
                 line={
                     "color": SERIES[k % len(SERIES)],
-                    "dash": DASHES[k % len(DASHES)],
+                    "dash": _dash(k, sure),
                     "width": 2,
                 },
                 marker={"symbol": SYMBOLS[k % len(SYMBOLS)], "size": 7},
@@ -152,12 +156,22 @@ def curves(
     if numbers and min(numbers) > 0 and max(numbers) / min(numbers) > 200:
         figure.update_xaxes(type="log")
     figure.update_yaxes(title=_y_title(units), tickformat="~g")
+    finite = table[np.isfinite(table)]
+    if log and finite.size and finite.min() > 0:
+        figure.update_yaxes(type="log", dtick="D2")
     figure.update_layout(
         height=400,
         showlegend=lines is not None,
         legend={"title": {"text": plain(lines.title)}} if lines else None,
     )
     return figure
+
+
+def _dash(k: int, sure: Sequence[bool] | None) -> str:
+    """The dash of line k."""
+    if sure is None:
+        return DASHES[k % len(DASHES)]
+    return "solid" if sure[k] else "dash"
 
 
 def whiskers(

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 Kind = Literal[
     "patterns", "graph", "image", "curve", "whiskers", "square", "grid", "words", "bars", "card",
-    "scatter",
+    "scatter", "points",
 ]
 
 SQUARES: tuple[tuple[str, str], ...] = (
@@ -68,10 +68,11 @@ def kind_of(axis: str) -> str:
 def drawn_names(data: xr.Dataset) -> list[str]:
     """The arrays that get a figure of their own: numbers, and no helpers of other arrays."""
     names = [str(n) for n in data.data_vars]
+    drawn_with = {data[n].attrs.get(k) for n in names for k in ("rays", "segments")}
     out = []
     for name in names:
         parent = next((name[: -len(s)] for s in SUFFIXES if name.endswith(s)), None)
-        if name in HELPERS or parent in names:
+        if name in HELPERS or parent in names or name in drawn_with:
             continue
         if data[name].dtype.kind in "biufSUO":
             out.append(name)
@@ -99,6 +100,10 @@ def plan_of(array: xr.DataArray) -> Plan:
     if sizes.get("measure") == 2 and len(dims) > 1:
         other = next(d for d in dims if d != "measure")
         return _plan("scatter", ("measure", other), dims)
+    if sizes.get("coordinate") in (2, 3) and len(dims) > 1:
+        other = next((d for d in ("draw", "label") if d in dims), None)
+        other = other or next(d for d in dims if d != "coordinate")
+        return _plan("points", (other, "coordinate"), dims)
     if {"row", "column"} <= set(dims):
         return _plan("image", ("row", "column"), dims)
     if "bound" in dims:

@@ -22,6 +22,8 @@ from interp.figures.choose import (
     spoken_labels,
 )
 from interp.figures.patterns import pattern_grid
+from interp.figures.points import Cloud, cloud
+from interp.figures.text import number, plain
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -82,6 +84,13 @@ def attrs_of(array: xr.DataArray, name: str) -> tuple[str, str, bool]:
         str(array.attrs.get("units", "")),
         bool(array.attrs.get("signed", 0)),
     )
+
+
+def certified(array: xr.DataArray, axis: str) -> list[bool] | None:
+    """Which entries of an axis are certified (``upper``, ``exact``), where it says so of each."""
+    if "certificate" not in array.coords or array.coords["certificate"].dims != (axis,):
+        return None
+    return [str(v) in ("upper", "exact") for v in array.coords["certificate"].values]
 
 
 def _cells(
@@ -244,6 +253,15 @@ def _bars(view: View, name: str, array: xr.DataArray, plan: Plan, picked: dict[s
     return figure, [x.note], (plan.axes[0], "")
 
 
+def _logarithmic(figure: Any, array: xr.DataArray) -> None:
+    """A logarithmic scale where the array asks for one (``log``) and its numbers bear it."""
+    values = numbers_of(array)
+    values = values[np.isfinite(values)]
+    if array.attrs.get("log") and values.size and values.min() > 0:
+        if values.max() > 20 * values.min():
+            figure.update_yaxes(type="log")
+
+
 def _curve(view: View, name: str, array: xr.DataArray, plan: Plan, picked: dict[str, Any]) -> Any:
     array = array.transpose(*plan.axes)
     x = axis_of(array, plan.axes[0], view.tokens, picked)
@@ -261,9 +279,12 @@ def _curve(view: View, name: str, array: xr.DataArray, plan: Plan, picked: dict[
         long_name=long_name,
         units=units,
         error=None if error is None else numbers_of(error),
+        sure=certified(array, others[0]) if others else None,
+        log=array.attrs.get("scale") == "log",
     )
     if not numeric:
         figure.update_xaxes(**x.layout)
+    _logarithmic(figure, array)
     return figure, [x.note], (plan.axes[0], others[0] if others else "")
 
 
@@ -328,6 +349,48 @@ def _card(view: View, name: str, array: xr.DataArray, plan: Plan, picked: dict[s
     return figure, [], ("", "")
 
 
+def _points(view: View, name: str, array: xr.DataArray, plan: Plan, picked: dict[str, Any]) -> Any:
+    """Points with what their attributes name: colour and symbol (coordinates beside them), rays,
+    centres and segments (other arrays with a coordinate axis).
+    """
+    across = plan.axes[0]
+    array = array.transpose(*plan.axes)
+    said = array.attrs
+    places = numbers_of(array)[:, : 2 if said.get("flat") else 3]
+    width = places.shape[1]
+    axis = axis_of(array, across, view.tokens, picked)
+
+    def beside(key: str) -> np.ndarray | None:
+        found = said.get(key)
+        return array.coords[found].values if found in array.coords else None
+
+    def other(key: str) -> tuple[np.ndarray | None, list[str]]:
+        found = said.get(key)
+        if found not in view.data:
+            return None, []
+        table = view.data[found].transpose(..., "coordinate")
+        names = [str(v) for v in spoken_labels(table, str(table.dims[0]))]
+        return numbers_of(table)[..., :width], names
+
+    colour = beside("colour")
+    colour = np.asarray(axis.raw) if colour is None and len(places) <= 60 else colour
+    (centres, centre_names), (rays, ray_names) = other("centres"), other("rays")
+    names = list(axis.names)
+    for key in ("colour", "symbol"):
+        values = beside(key)
+        if values is not None:
+            word = plain(title_of(str(said[key]).removeprefix("draw_")))
+            names = [
+                f"{n}<br>{word} {plain(number(v) if isinstance(v, float) else str(v))}"
+                for n, v in zip(names, values.tolist(), strict=True)
+            ]
+    figure = cloud(Cloud(
+        places, names, colour, title_of(str(said.get("colour", across)).removeprefix("draw_")),
+        beside("symbol"), centres, centre_names, rays, ray_names, other("segments")[0],
+    ))  # fmt: skip
+    return figure, [], (across, "coordinate")
+
+
 MAKERS: dict[str, Any] = {
     "scatter": _scatter,
     "patterns": _patterns,
@@ -337,6 +400,7 @@ MAKERS: dict[str, Any] = {
     "words": _words,
     "bars": _bars,
     "curve": _curve,
+    "points": _points,
     "whiskers": _whiskers,
     "graph": _graph,
     "card": _card,

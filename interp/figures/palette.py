@@ -102,6 +102,8 @@ def theme(figure: go.Figure, dark: bool = False) -> go.Figure:
     )
     figure.update_xaxes(**axis)
     figure.update_yaxes(**axis)
+    space = {f"{n}axis": {k: v for k, v in axis.items() if k != "title"} for n in "xyz"}
+    figure.update_scenes(**space, bgcolor=tone["paper"])
     figure.for_each_annotation(
         lambda note: note.update(
             font={"color": tone["quiet" if note.name in ("stamp", "quiet") else "text"]}
@@ -133,6 +135,10 @@ def _paint(trace: Any, tone: dict[str, Any], dark: bool) -> None:
             tickfont={"color": tone["text"]},
             outlinecolor=tone["grid"],
             title={"font": {"color": tone["text"]}},
+        )
+    elif role == "points" and trace.marker.showscale:
+        trace.marker.colorbar.update(
+            tickfont={"color": tone["text"]}, title={"font": {"color": tone["text"]}}
         )
     elif role == "fade":
         trace.colorscale = [[0, tone["paper"]], [1, tone["paper"]]]

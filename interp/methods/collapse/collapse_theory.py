@@ -160,7 +160,8 @@ def _lengths(best: Optimum) -> dict[str, Any]:
                         "length of the class mean", 0, {}),
         "weight_length": (one, np.sqrt(np.diag(best.gram_weight).clip(0)), "1",
                           "length of the classifier row", 0, {}),
-        "output_bias": (one, best.bias, "1", "bias of the output", 0, {}),
+        **({"output_bias": (one, best.bias, "1", "bias of the output", 0, {})}
+           if best.bias.any() else {}),
     }  # fmt: skip
 
 

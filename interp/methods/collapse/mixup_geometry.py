@@ -188,7 +188,7 @@ class Frame:
         curves = self._curves(h, mixed, weights)
         names = [f"{i} with {j}" for i, j in zip(mixed.first, mixed.second, strict=True)]
         attrs = {
-            "units": "1", "signed": 1, "colour": "share", "symbol": "pair",
+            "units": "1", "signed": 1, "colour": "draw_mix", "symbol": "pair",
             "long_name": "features of mixed inputs in the plane of three classifier rows",
             "rays": "classifier_rays", "segments": "boundaries",
         }  # fmt: skip
@@ -209,7 +209,7 @@ class Frame:
             data[name] = (("mix", "side"), values, {
                 "units": "1", "long_name": titles[name], "signed": 0})  # fmt: skip
         return xr.Dataset(data).assign_coords(
-            share=("draw", mixed.mix), pair=("draw", names), mix=weights,
+            draw_mix=("draw", mixed.mix), pair=("draw", names), mix=weights,
             label=[str(v) for v in self.labels], side=list(SIDES),
         )  # fmt: skip
 
