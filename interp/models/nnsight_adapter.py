@@ -234,6 +234,7 @@ def trace_model(loaded: Loaded) -> Any:
     known = loaded.hf_tokenizer
     return TransformersModel(
         loaded.module, task="text-generation",
+        device=loaded.probe.device,  # its pipeline would move the module to the first accelerator
         tokenizer=stand_in_tokenizer() if known is None else copy.deepcopy(known),
     )
 

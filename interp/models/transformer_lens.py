@@ -51,6 +51,7 @@ class TransformerLensModel(TransformerModel):
             keep_softmax_exact(self._bridge)
         if self.dtype in (torch.bfloat16, torch.float16):
             keep_rotary_narrow(self._bridge, self.dtype)
+        let_patterns_go(self._bridge)
 
     def wrapped(self) -> Any:
         """The TransformerBridge."""
@@ -133,3 +134,14 @@ def keep_rotary_narrow(bridge: Any, dtype: torch.dtype) -> None:
             point = block.attn._modules.get(name)
             if point is not None:
                 point.register_forward_hook(lambda module, args, output: output.to(dtype))
+
+
+def let_patterns_go(bridge: Any) -> None:
+    """Drop each layer's pattern when its attention has run; the bridge would keep every one."""
+
+    def drop(module: Any, args: Any, output: Any) -> None:
+        module._pattern = None
+
+    for block in bridge.blocks:
+        if hasattr(block.attn, "_pattern"):
+            block.attn.register_forward_hook(drop)
