@@ -18,6 +18,7 @@ from torch import Tensor
 
 from interp.engine.attending import Attention
 from interp.engine.copying import Copies
+from interp.engine.costs import MLP_BYTES
 from interp.engine.entering import Entrance, Stages
 from interp.engine.lending import Lender
 from interp.engine.noising import add_noise
@@ -31,9 +32,6 @@ from interp.engine.packing import (
     metric_queries,
 )
 from interp.terms import Block, Blocks
-
-MLP_BYTES = 48 * 2**20
-"""The MLP runs in slices whose neurons take about this much."""
 
 
 @dataclass(eq=False)

@@ -11,6 +11,12 @@ from interp.engine.edges import EDGE
 from interp.engine.plans import INNER, PRE, Plan, Row
 from interp.terms import ModelShape
 
+SLACK = 1.1
+"""Indices, norms and scores come on top of what is counted."""
+
+MLP_BYTES = 48 * 2**20
+"""The MLP runs in slices whose neurons take about this much."""
+
 
 @dataclass(frozen=True)
 class Cost:
@@ -91,13 +97,13 @@ def rows_cost(
     return Cost(flops, tokens, len(rows))
 
 
-def bytes_of(cost: Cost, length: int, shape: ModelShape, itemsize: int) -> float:
-    """Peak bytes of a packed pass: residuals, q, k, v, z and the expanded keys and values."""
+def bytes_of(cost: Cost, length: int, shape: ModelShape, itemsize: int, gated: bool) -> float:
+    """Peak bytes of a packed pass: residuals, q, k, v, z, expanded keys and values, neurons."""
     heads = shape.n_heads * shape.d_head
     kv = shape.n_kv_heads * shape.d_head
-    return itemsize * (
-        cost.tokens * (4 * shape.d_model + 3 * heads + 2 * kv) + 2 * cost.rows * length * kv
-    )
+    neurons = (2 + gated) * min(itemsize * cost.tokens * shape.d_mlp, MLP_BYTES)
+    packed = cost.tokens * (7 * shape.d_model + 3 * heads + 2 * kv)
+    return SLACK * (itemsize * (packed + 2 * cost.rows * length * kv) + neurons)
 
 
 def naive_flops(plan: Plan, shape: ModelShape, gated: bool) -> float:

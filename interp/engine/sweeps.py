@@ -144,7 +144,8 @@ class _Work:
 
     def peak(self, p: int, cost: Cost) -> float:
         """Bytes that this much of a plan takes."""
-        return bytes_of(cost, self.plans[p].bucket.length, self.shape, self.itemsize)
+        length = self.plans[p].bucket.length
+        return bytes_of(cost, length, self.shape, self.itemsize, self.gated)
 
     def _fits(self, p: int, rows: list[int], limit: float, budget: float) -> bool:
         cost = self.cost(p, rows)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import weakref
 from types import SimpleNamespace
 from typing import Any
 
@@ -533,3 +534,50 @@ def test_tokens_behind_the_metric_change_nothing(models: Any, family: str) -> No
     np.testing.assert_allclose(one.patched, other.patched, rtol=0, atol=1e-11)
     behind = sweep(model, padded, [cell("resid_pre", 1, 10)], Remembering(), at=8)
     assert behind.inert.all()
+
+
+class LiveBytes(TorchDispatchMode):
+    """Bytes of tensors that stand at once, made inside."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = self.peak = 0
+        self.seen: set[int] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        for x in out if isinstance(out, (tuple, list)) else (out,):
+            if isinstance(x, torch.Tensor):
+                self._count(x.untyped_storage())
+        return out
+
+    def _count(self, storage: torch.UntypedStorage) -> None:
+        key = storage.data_ptr()
+        if key in self.seen or not storage.nbytes():
+            return
+        size = storage.nbytes()
+        self.seen.add(key)
+        self.now += size
+        self.peak = max(self.peak, self.now)
+        weakref.finalize(storage, self._drop, key, size)
+
+    def _drop(self, key: int, size: int) -> None:
+        self.seen.discard(key)
+        self.now -= size
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama"])
+@pytest.mark.parametrize("kind", ["resid_pre", "z"])
+def test_a_callers_memory_limit_is_kept(models: Any, family: str, kind: str) -> None:
+    _, model = models[family]
+    pairs = pairs_for(VOCAB, n=2, length=24)
+    cells = [cell(kind, n, p) for n in range(4) for p in range(24)]
+    peaks, chunks = {}, {}
+    for limit in (10**9, 3_000_000, 1_000_000):
+        with LiveBytes() as live:
+            found = sweep(model, pairs, cells, Remembering(memory=limit))
+        peaks[limit], chunks[limit] = live.peak, len(found.chunks)
+    assert chunks[10**9] < chunks[3_000_000] < chunks[1_000_000]
+    assert peaks[10**9] > 3_000_000
+    for limit in (3_000_000, 1_000_000):
+        assert peaks[limit] <= limit
