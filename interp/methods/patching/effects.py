@@ -131,8 +131,8 @@ def _vanishing(found: Sweep, gap: np.ndarray, task: PromptPairs, how: Reading) -
         return "unfinished" if np.isnan(found.base).any() else "the metric is not finite"
     mean = abs(gap.mean())
     floor = max(10 * found.noise, 1e-6 * np.abs(found.base).mean())
-    if mean < floor:
-        return f"the mean gap {mean:.3g} is below {floor:.3g}, ten times the noise floor"
+    if mean <= floor:
+        return f"the mean gap {mean:.3g} is not above {floor:.3g}, ten times the noise floor"
     if how.n_boot > 0 and len(task) > 1:
         weights = resampling_weights(len(task), task.template, how.n_boot, how.seed)
         low, high = bootstrap_interval(gap[:, None], None, weights)[:, 0]
