@@ -11,7 +11,7 @@ from interp.engine.edges import EDGE
 from interp.engine.plans import INNER, PRE, Plan, Row
 from interp.terms import ModelShape
 
-SLACK = 1.1
+SLACK = 1.25
 """Indices, norms and scores come on top of what is counted."""
 
 MLP_BYTES = 48 * 2**20
