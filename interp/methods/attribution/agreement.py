@@ -82,15 +82,26 @@ class Agreement(Method):
             weights = resampling_weights(table.n_prompts, None, self.n_boot, self.seed)
         unit = first["effect_raw"].attrs["units"]
         whole, interval = table.agree(table.live, weights)
+        own = estimate.data.attrs
+        where = f"{own['site']}, {own['direction']}"
+        what = f"{where}, {own.get('estimator', '')}"
         arrays: dict[str, tuple[Any, Any, str, str, int]] = {
-            "agreement": (("statistic",), whole, "1", "agreement, all cells", 1),
+            "agreement": (("statistic",), whole, "1", f"agreement, all cells ({what})", 1),
             "agreement_ci": (("bound", "statistic"), interval, "1", "95 % bootstrap interval", 1),
-            "measured": (dims, table.grid(table.exact), unit, "measured change", 1),
+        }
+        coords: dict[str, Any] = {
+            "statistic": list(STATISTICS),
+            "bound": ["low", "high"],
+            **{d: first[d].values for d in dims},
+        }
+        self._scatter(arrays, coords, table, unit, what)
+        arrays |= {
+            "measured": (dims, table.grid(table.exact), unit, f"measured change ({where})", 1),
             "estimated": (
                 dims,
                 table.grid(table.estimate),
                 unit,
-                "estimated change",
+                f"estimated change ({what})",
                 int(not table.unsigned),
             ),
             "difference": (
@@ -109,13 +120,7 @@ class Agreement(Method):
             ),
             "n_cells": ((), float(table.live.sum()), "cells", "cells compared", 0),
         }
-        coords: dict[str, Any] = {
-            "statistic": list(STATISTICS),
-            "bound": ["low", "high"],
-            **{d: first[d].values for d in dims},
-        }
         self._parts(arrays, coords, table, weights)
-        self._scatter(arrays, coords, table, unit)
         data = xr.Dataset(
             {
                 k: (d, v, {"units": u, "long_name": t, "signed": s})
@@ -157,7 +162,7 @@ class Agreement(Method):
             coords["prompt"] = np.arange(table.n_prompts)
 
     def _scatter(
-        self, arrays: dict[str, Any], coords: dict[str, Any], table: _Table, unit: str
+        self, arrays: dict[str, Any], coords: dict[str, Any], table: _Table, unit: str, what: str
     ) -> None:
         """Both values of each live cell, and the cells that disagree most."""
         live = np.flatnonzero(table.live)
@@ -167,7 +172,7 @@ class Agreement(Method):
             ("measure", "cell"),
             both,
             unit,
-            "estimated change against measured change",
+            f"estimated against measured change ({what})",
             1,
         )
         coords["measure"] = ["measured", "estimated"]
