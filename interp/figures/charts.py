@@ -51,8 +51,12 @@ def bars(
     units: str,
     error: np.ndarray | None = None,
     interval: Any = None,
+    sure: Sequence[bool] | None = None,
 ) -> go.Figure:
-    """One number an entry; whiskers are the interval, or ± one standard error."""
+    """One number an entry; whiskers are the interval, or ± one standard error.
+
+    Where ``sure`` says which are certified, the others are hatched.
+    """
     values = np.asarray(values, dtype=float)
     customdata = _spoken(x.names, values, units, error)
     whiskers = None
@@ -76,7 +80,11 @@ def bars(
         "error_y": whiskers,
     }
     if len(values) <= MOST_BARS:
-        trace: Any = go.Bar(marker={"color": SERIES[0], "line": {"width": 0}}, **common)
+        hatched = [] if sure is None else ["" if s else "/" for s in sure]
+        pattern = {"pattern": {"shape": hatched, "fgopacity": 0.6}} if any(hatched) else {}
+        trace: Any = go.Bar(
+            marker={"color": SERIES[0], "line": {"width": 0}, **pattern}, **common
+        )
     else:
         trace = go.Scatter(mode="markers", marker={"color": SERIES[0], "size": 4}, **common)
     figure = go.Figure(trace)

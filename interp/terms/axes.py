@@ -32,6 +32,7 @@ SMALL_AXES: dict[str, str] = {
     "statistic": "which number of agreement",
     "measure": "measured or estimated",
     "variant": "which bound, from branch and bound to the product of norms, or what sampling found",
+    "budget": "branches that a search may bound",
     "cell": "one cell of a grid, in the order of its axes",
 }
 """Axes that a method adds for itself, each with its meaning; docs/glossary.md lists them."""

@@ -68,7 +68,8 @@ def faithful(network: Network, model: HookedModel, inputs: np.ndarray) -> Check:
     single = "float64" not in str(model.run(inputs).logits.dtype)
     return Check(
         "graph_is_the_model", "largest deviation of the graph from the model, relative",
-        float(np.abs(own - theirs).max()) / size, 1e-2 if _half(model) else 1e-4 if single else 1e-9,
+        float(np.abs(own - theirs).max()) / size,
+        1e-2 if _half(model) else 1e-4 if single else 1e-9,
         note="Bounds are of the graph: linear, add and gate nodes in float64.",
     )  # fmt: skip
 

@@ -37,8 +37,8 @@ class GlobalLipschitz(Method):
     Schur complement in closed form and holds for gates with slopes in [0, 1]; chains only. L∞: the
     product of largest absolute row sums. A network without gates has its constant exactly. Layer
     norms are singular values where the layer's matrix is small, else a bound. What sampling finds
-    stands beside, as a lower bound. Sources: xu2024eclipse, fazlyab2019efficient, sedghi2019singular,
-    delattre2023efficient.
+    stands beside, as a lower bound. Sources: xu2024eclipse, fazlyab2019efficient,
+    sedghi2019singular, delattre2023efficient.
     """
 
     title: ClassVar[str] = "Global Lipschitz bound"

@@ -127,7 +127,7 @@ class LayerGain(Method):
     def _sizes(self, probe: Probe) -> np.ndarray:
         return np.stack([flat(v).norm(dim=-1).cpu().numpy() for v in probe.base])
 
-    # -- Jacobians of blocks ------------------------------------------------------------------------
+    # -- Jacobians of blocks ----------------------------------------------------------------------
 
     def _jacobians(
         self, model: HookedModel, inputs: Any, generator: torch.Generator, context: Context
@@ -170,7 +170,8 @@ class LayerGain(Method):
             jacobian=(("component", "layer"), np.median(sigma, -1),
                       attrs("σ_max of each part's Jacobian, median over prompts", "estimate",
                             **at)),
-            prompt_jacobian=(dims, sigma, attrs("σ_max of each part's Jacobian", "estimate", **at)),
+            prompt_jacobian=(
+                dims, sigma, attrs("σ_max of each part's Jacobian", "estimate", **at)),
         ).assign_coords(component=list(PARTS))  # fmt: skip
         worst = float(np.nanmax(residual))
         context.check(Check(

@@ -146,6 +146,8 @@ class _Work:
 
     def __post_init__(self) -> None:
         self.names = self.spec.variants()
+        most = max(self.spec.bab_nodes, 1)
+        self.budgets = [k for k in (4**i for i in range(12)) if k < most] + [most]
         self.rows = self.network[self.network.output].shape[0]
         n, e = len(self.x), len(self.spec.epsilons)
         shape = (n, e, self.rows)
@@ -153,6 +155,7 @@ class _Work:
             "lower": np.full(shape, np.nan), "nodes": np.zeros(shape),
             "unstable": np.full((n, e), np.nan),
             **{v: np.full(shape, np.nan) for v in (*self.names, "bab")},
+            "gaps": np.full((n, e, len(self.budgets)), np.nan),
         }  # fmt: skip
         self.naive = product(self.network, "inf").value
         values = self.network.values(self.network.tensor(self.x))[self.network.output]
@@ -197,8 +200,9 @@ class _Work:
         found = {"naive": size * self.naive}
         for name in self.names:
             if name != "naive":
-                found[name] = JacobianBounds(network, slopes, seeds, name, memory).norm()  # type: ignore[arg-type]
-                found[name] = found[name].expand(len(box), -1)
+                kind: Any = name
+                norms = JacobianBounds(network, slopes, seeds, kind, memory).norm()
+                found[name] = norms.expand(len(box), -1)
         lower = largest_gradients(network, box, seeds, spec.n_samples, spec.seed, memory)
         out = {k: (v * (1 + SLACK)).cpu().numpy() for k, v in found.items()}
         out["lower"] = lower.cpu().numpy()
@@ -219,6 +223,7 @@ class _Work:
         """Branch and bound on every row of every box."""
         best = np.min([out[v] for v in self.names], axis=0)
         bound, nodes = best.copy(), np.zeros_like(best)
+        within = np.zeros((*best.shape, len(self.budgets)))
         total = best.size
         for i, (b, j) in enumerate(np.ndindex(*best.shape)):
             own = seeds[min(b, len(seeds) - 1), j][None, None]
@@ -238,7 +243,9 @@ class _Work:
             )  # fmt: skip
             bound[b, j] = min(best[b, j], done.bound * (1 + SLACK))
             nodes[b, j] = done.nodes
-        return {"bab": bound, "nodes": nodes}
+            within[b, j] = [min(v for n, v in done.path if n <= k) for k in self.budgets]
+        least = np.maximum(out["lower"].max(-1), 1e-300)[:, None]
+        return {"bab": bound, "nodes": nodes, "gaps": within.max(1) / least - 1}
 
     # -- arrays ---------------------------------------------------------------------------------
 
@@ -267,7 +274,8 @@ class _Work:
                 "gates whose derivative is open", "upper", units="gates", **box)),
             "ladder": (("variant",), _times_lower(ladder), {
                 **attrs("bound over what sampling found, largest ε, geometric mean", "upper",
-                        **box), "certificate": "by variant", "certified": 0, "long_name": "tightness at the largest ε: bound ÷ sampled lower "
+                        **box), "certificate": "by variant", "certified": 0,
+                "long_name": "tightness at the largest ε: bound ÷ sampled lower "
                 "bound, geometric mean over inputs"}),
         }  # fmt: skip
         if self.spec.outputs == "margins":
@@ -288,6 +296,7 @@ class _Work:
             coords={
                 "epsilon": list(self.spec.epsilons), "prompt": np.arange(len(self.x)),
                 "label": np.arange(self.rows), "variant": shown,
+                **({"budget": self.budgets} if self.spec.bab_nodes else {}),
                 "name": ("variant", [NAMES[v] for v in shown]),
                 "certificate": ("variant", ["lower", *["upper"] * len(names)]),
             },

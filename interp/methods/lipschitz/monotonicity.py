@@ -47,7 +47,7 @@ class Monotonicity(Method):
     """Seed of the points."""
 
     def measure(self, model: HookedModel, task: LabelledInputs, context: Context) -> xr.Dataset:
-        """``sign [prompt, label, *input]`` (1, -1, 0 refuted, NaN unknown), ``slope [bound, …]``."""
+        """``sign [prompt, label, *input]`` (1, -1, 0 refuted, NaN unknown) and ``slope``."""
         x = centres(task, self.domain)
         network = network_for(model, x)
         context.check(faithful(network, model, np.asarray(task.inputs)[:1]))

@@ -2,8 +2,9 @@
 
 A convolution with zero padding has its norm exactly from its matrix where that is small, else the
 least of three bounds: the Fourier transform on a torus wide enough that zero padding is its
-restriction (sedghi2019singular), Gram iteration (delattre2023efficient), and √(k_h k_w) times the norm
-of the kernel as a matrix. That last norm by itself is no bound.
+restriction (sedghi2019singular), √(k_h k_w) times the norm of the kernel as a matrix, and the root
+of row sum times column sum. The norm of the reshaped kernel by itself is no bound. Large dense
+layers are bounded by Gram iteration (delattre2023efficient).
 """
 
 from __future__ import annotations
@@ -225,15 +226,17 @@ def chain(network: Network) -> list[Tensor]:
     """
     matrices: list[Tensor] = []
     current: Tensor | None = None
+    before = network.input
     for part in network:
         if part.kind == "input":
             continue
-        if part.kind == "add":
+        if part.inputs != (before,):
             raise CapabilityError(
                 "ECLipsE-Fast is for chains of layers, and this network adds branches "
                 f"({part.path or part.name}).",
                 remedy="Use variant='product'.",
             )
+        before = part.name
         if part.kind == "gate":
             if current is not None:
                 matrices.append(current)
