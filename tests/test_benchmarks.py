@@ -10,7 +10,7 @@ import pytest
 
 torch = pytest.importorskip("torch", reason="the benchmarks run models")
 
-from benchmarks import attribution, patching, rivals, timing  # noqa: E402
+from benchmarks import attribution, patching, rivals, scaling, timing  # noqa: E402
 
 
 def problem(shape: str, tokens: int, shared: int, pairs: int = 2, **fields) -> rivals.Problem:
@@ -157,3 +157,14 @@ def test_every_attribution_is_that_of_the_plain_loop_in_float64(tiny, made):
     for kind in attribution.KINDS:
         wrong = {**wanted, kind: 1.001 * wanted[kind] + 1e-3 * wanted[kind].std()}
         assert not attribution.judge(wrong, wanted, "float64", 3)[1]
+
+
+def test_a_sweep_costs_little_more_than_the_formula(tmp_path, capsys):
+    assert scaling.main(["--quick", "--out", str(tmp_path)]) == 0
+    data = json.loads((tmp_path / "scaling-cpu-float32.json").read_text())
+    rows = {r["grown"]: [] for r in data["rows"]}
+    for r in data["rows"]:
+        rows[r["grown"]].append(r["counted"])
+        assert 0.95 <= r["counted"] / r["ideal"] <= 1.7  # tiny sizes: the two runs weigh more
+        assert r["naive"] > 5 * r["counted"]
+    assert all(grown == sorted(grown) and grown[0] > 0 for grown in rows.values())
