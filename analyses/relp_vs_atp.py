@@ -37,7 +37,7 @@ HERE = Path(__file__).resolve().parent
 
 
 def foreign(folder: Path) -> list[tuple[str, str]]:
-    """Two models that nobody here trained: sums with another operand, and the pronoun of a story."""
+    """Two models that nobody here trained: sums with another operand, a story's pronoun."""
     return [
         (str(folder / "adder/hf"), "addition:n=32,seed=0,contrast=operand"),
         (str(folder / "stories260K/hf"), str(HERE / "relp_vs_atp_pronouns.jsonl")),

@@ -243,6 +243,8 @@ def test_rules_prove_that_they_are_active_and_leave_values_alone(family: str, pr
     norms = layers * (4 if family == "gemma2" else 2) + 1
     gated = family in twin.GATED
     assert active.present["norm"] == norms and active.present.get("gate", 0) == layers * gated
+    quiet = preset == "relp_no_identity" or (preset == "cplrp" and gated)
+    assert active.present.get("act", 0) == layers * (not quiet)
     assert min(active.changed.values()) > 1e-3 and min(active.least.values()) > 1e-3
     with torch.no_grad():
         assert torch.equal(run_blocks(model.blocks, tokens), before)
@@ -432,7 +434,8 @@ def straighten(model: Any, tokens: np.ndarray) -> None:
         block.pre_attn = block.pre_mlp = None
         block.act = lambda y: y
         block.attend = lambda q, k, v, p, b=block, a=fixed: b.mix(
-            a[:, :, : v.shape[1], : v.shape[1]].expand(len(v), -1, -1, -1), v)
+            a[:, :, : v.shape[1], : v.shape[1]].expand(len(v), -1, -1, -1), v
+        )
     model.blocks.final_norm = None
 
 
@@ -455,8 +458,7 @@ def test_on_a_linear_network_every_estimate_is_the_exact_effect() -> None:
         est = est.sum(-1) if kind == "v" else est
         np.testing.assert_allclose(est, row, atol=1e-9)
         assert np.abs(row).max() > 0.01
-    with pytest.raises(InterpError, match="changes nothing"), \
-            rules(model, RuleSet(act="identity")):
+    with pytest.raises(InterpError, match="changes nothing"), rules(model, RuleSet(act="identity")):
         pass
     with rules(model, "relp", verify=False):
         ruled = attribute(model, pairs, ["resid_pre"], Remembering())
