@@ -81,7 +81,8 @@ class Call:
 @contextlib.contextmanager
 def undisturbed(module: nn.Module) -> Iterator[None]:
     """Eval mode without gradients inside; afterwards every part's mode and the generators are
-    as they were."""
+    as they were.
+    """
     modes = [(part, part.training) for part in module.modules()]
     devices = sorted({p.device.index or 0 for p in module.parameters() if p.device.type == "cuda"})
     module.eval()
@@ -374,8 +375,9 @@ class NextTokenFeatures:
         if not self._rows:
             raise UsageError("No token of these texts has a successor.", remedy="Give longer ones.")
         asked = ["resid_post"] if texts is None else list(texts)
-        self.places = places_of([t for t in asked if t != NORMED], model.module(),
-                                model.shape.n_layers)
+        self.places = places_of(
+            [t for t in asked if t != NORMED], model.module(), model.shape.n_layers
+        )
         self.places = [p for p in self.places if p.site is not None]
         self._last = Site("resid_post", layer=model.shape.n_layers - 1)
         self.head = LinearHead(reason="the engine does not drive this model's final norm")
@@ -415,8 +417,9 @@ class NextTokenFeatures:
         sites = [p.site for p in self.places if p.site is not None]
         wanted = [*dict.fromkeys([*sites, self._last])]
         with undisturbed(self.model.module()):
-            reads = self.model.run(np.array([r[0] for r in group]), read=wanted,
-                                   positions=[-1]).reads
+            reads = self.model.run(
+                np.array([r[0] for r in group]), read=wanted, positions=[-1]
+            ).reads
             row = torch.tensor([n for n, r in enumerate(group) for _ in r[1]])
             at = torch.tensor([p for r in group for p in r[1]])
             found = {}

@@ -55,9 +55,7 @@ def evenly(rows: np.ndarray, n: int, seed: int) -> np.ndarray:
     return np.sort(rows[np.argsort(turn)[:n]])
 
 
-def make(
-    model: HookedModel, *, n: int, seed: int, part: str, imbalance: float
-) -> LabelledInputs:
+def make(model: HookedModel, *, n: int, seed: int, part: str, imbalance: float) -> LabelledInputs:
     """``n`` images, the digits equally often (or the later ones less)."""
     example = getattr(model, "example", None)
     if example is None or getattr(model, "takes_tokens", False):

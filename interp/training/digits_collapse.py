@@ -175,9 +175,7 @@ def make(
             recorders[0].step(epoch)
             right[str(epoch)] = round(accuracy(net, x, y), 4)
             folder = out if epoch == plan.epochs else out / str(epoch)
-            sizes.append(
-                write_checkpoint(folder, net.state_dict(), config_of(plan, epoch), {})
-            )
+            sizes.append(write_checkpoint(folder, net.state_dict(), config_of(plan, epoch), {}))
             say(f"  epoch {epoch}: {right[str(epoch)]:.3f} right")
 
     began = time.perf_counter()
@@ -205,8 +203,9 @@ def _card(
     table = {
         name: [
             float(f"{v:.4g}")
-            for v in (found[name].isel(layer=-1) if "layer" in found[name].dims else found[name])
-            .values.tolist()
+            for v in (
+                found[name].isel(layer=-1) if "layer" in found[name].dims else found[name]
+            ).values.tolist()
         ]
         for name in HEADLINE
     }

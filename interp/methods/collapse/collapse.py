@@ -90,7 +90,8 @@ class Collapse(Method):
         context: Context,
     ) -> xr.Dataset:
         """Quantities of any layer ``[epoch, layer]``, of the head ``[epoch]``, of a deep linear
-        head ``[epoch, boundary]``; geometry of the head's features by ``label``."""
+        head ``[epoch, boundary]``; geometry of the head's features by ``label``.
+        """
         refs = list(self.checkpoints)
         ood = self.other_mean(context)
         models: list[ModelRef | None] = [*refs] or [None]

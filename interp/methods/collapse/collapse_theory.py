@@ -50,7 +50,8 @@ class CollapseTheory(Method):
 
     def measure(self, model: None, task: None, context: Context) -> xr.Dataset:
         """Gram matrices ``[label, label_b]``, lengths ``[label]`` and the map of strengths over
-        class share and decay."""
+        class share and decay.
+        """
         decays = self.lambda_w if len(self.lambda_w) > 1 else self.lambda_w * self.depth
         if len(decays) != self.depth:
             raise UsageError(
@@ -147,7 +148,14 @@ def _gram(best: Optimum) -> dict[str, Any]:
     pair = ("label", "label_b")
     return {
         "gram": (pair, best.gram_mean, "1", "Gram matrix of the class means", 1, {}),
-        "gram_weight": (pair, best.gram_weight, "1", "Gram matrix of the classifier W_M⋯W_1", 1, {}),
+        "gram_weight": (
+            pair,
+            best.gram_weight,
+            "1",
+            "Gram matrix of the classifier W_M⋯W_1",
+            1,
+            {},
+        ),
         "logits": (pair, best.logits, "1", "logits of the class means, without the bias", 1, {}),
     }
 

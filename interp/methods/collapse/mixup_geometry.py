@@ -48,11 +48,10 @@ class MixupGeometry(Method):
     seed: Annotated[int, Field(ge=0)] = 0
     """Which inputs are paired."""
 
-    def measure(
-        self, model: HookedModel, task: LabelledInputs, context: Context
-    ) -> xr.Dataset:
+    def measure(self, model: HookedModel, task: LabelledInputs, context: Context) -> xr.Dataset:
         """``plane [draw, coordinate]``; ``coefficient_sum``, ``length``, ``deviation
-        [mix, side]``; calibration of the network on the inputs themselves."""
+        [mix, side]``; calibration of the network on the inputs themselves.
+        """
         if len(set(self.labels)) != 3:
             raise UsageError(f"labels were given as {self.labels}; wanted three different ones.")
         spec = Collapse(head=self.head)

@@ -139,5 +139,3 @@ def _unchunk(kept: dict[str, np.ndarray], source: Source) -> Snapshot:
     facts = {k.removeprefix("fact:"): float(v) for k, v in kept.items() if k.startswith("fact:")}
     depth = len(source.head.weights)
     return Snapshot(arrays, source.layers, depth if depth > 1 else 0, facts)
-
-
