@@ -86,11 +86,17 @@ def attrs_of(array: xr.DataArray, name: str) -> tuple[str, str, bool]:
     )
 
 
-def certified(array: xr.DataArray, axis: str) -> list[bool] | None:
-    """Which entries of an axis are certified (``upper``, ``exact``), where it says so of each."""
-    if "certificate" not in array.coords or array.coords["certificate"].dims != (axis,):
+def certified(array: xr.DataArray, axis: str, entries: Axis | None) -> list[bool] | None:
+    """Which lines or bars are certified bounds: by the axis's own word, else by the array's.
+
+    None where an array does not say what it certifies.
+    """
+    beside = array.coords.get("certificate")
+    if beside is not None and beside.dims == (axis,):
+        return [str(v) in ("upper", "exact") for v in beside.values]
+    if "certified" not in array.attrs:
         return None
-    return [str(v) in ("upper", "exact") for v in array.coords["certificate"].values]
+    return [bool(array.attrs["certified"])] * (len(entries.names) if entries else 1)
 
 
 def _cells(
@@ -249,6 +255,7 @@ def _bars(view: View, name: str, array: xr.DataArray, plan: Plan, picked: dict[s
         units=units,
         error=None if error is None else numbers_of(error),
         interval=_interval(_beside(view, name, "_ci", array, picked)),
+        sure=certified(array, plan.axes[0], x),
     )
     return figure, [x.note], (plan.axes[0], "")
 
@@ -279,7 +286,7 @@ def _curve(view: View, name: str, array: xr.DataArray, plan: Plan, picked: dict[
         long_name=long_name,
         units=units,
         error=None if error is None else numbers_of(error),
-        sure=certified(array, others[0]) if others else None,
+        sure=certified(array, others[0] if others else "", lines),
         log=array.attrs.get("scale") == "log",
     )
     if not numeric:
