@@ -367,9 +367,13 @@ def _inside(start: int, offset: int, kernel: int, dilation: int, size: int) -> i
     return min(there, key=lambda p: (abs(p - wanted), p))
 
 
+ARRAY = 2**25
+"""Bytes of one array of coefficients, at most: larger ones leave the cache and are no faster."""
+
+
 def rows_that_fit(memory: int, bytes_per_row: float) -> int:
-    """How many rows may be carried at once: a quarter of the memory for one coefficient array."""
-    return max(1, int(memory / 4 / max(bytes_per_row, 1.0)))
+    """How many rows are carried at once: within ``ARRAY``, and a quarter of the memory."""
+    return max(1, int(min(memory / 4, ARRAY) / max(bytes_per_row, 1.0)))
 
 
 def dense_if_small(part: Affine, limit: int = 4_000_000) -> Tensor | None:

@@ -21,6 +21,23 @@ from interp.methods.lipschitz.preactivations import Range, identity
 Variant = Literal["lbp", "recurjac", "interval"]
 
 
+ZERO = torch.zeros(())
+
+
+@dataclass(frozen=True)
+class _Line:
+    """α, β, p, q of one gate, ``[B, J, *shape]``; no slopes where numbers are taken throughout.
+
+    ``straight`` instead: every derivative is one number ``[B, 1, 1, *shape]``.
+    """
+
+    rising: Tensor | None = None
+    falling: Tensor | None = None
+    over: Tensor = ZERO
+    under: Tensor = ZERO
+    straight: Tensor | None = None
+
+
 @dataclass
 class JacobianBounds:
     """Bounds on rows of the Jacobian over boxes.
@@ -41,6 +58,7 @@ class JacobianBounds:
     variant: Variant = "lbp"
     memory: int = 2**30
     gradients: dict[str, Range] = field(default_factory=dict)
+    _lines: dict[str, _Line] = field(default_factory=dict, repr=False)
     _entries: Range | None = None
 
     def __post_init__(self) -> None:
@@ -102,7 +120,7 @@ class JacobianBounds:
             if c is None:
                 continue
             if part.name == self.network.output:
-                total = total + (c * self.seeds[:, :, None]).flatten(3).sum(-1)
+                total = total + _dot(c, self.seeds)
             for reader in self.network.readers[part.name]:
                 after, constant = self._through(self.network[reader], c)
                 if constant is not None:
@@ -119,49 +137,59 @@ class JacobianBounds:
             assert reader.map is not None
             out = reader.map.linear(c.flatten(0, 2))
             return out.reshape(*c.shape[:3], *reader.map.out), None
-        d_low, d_high = (t[:, None, None] for t in self.slopes[reader.name])
-        g_low, g_high = (t[:, :, None] for t in self.gradients[reader.name])
-        live = d_high > d_low
+        line = self._line(reader)
+        if line.straight is not None:
+            return c * line.straight, None
+        plus, minus = c.clamp(min=0), c.clamp(max=0)
+        constant = _dot(plus, line.over) + _dot(minus, line.under)
+        if line.rising is None or line.falling is None:
+            return None, constant
+        return plus * line.rising[:, :, None] + minus * line.falling[:, :, None], constant
+
+    def _line(self, reader: Part) -> _Line:
+        """What stands for d·g at a gate: c·d·g ≤ (c⁺α + c⁻β)·g + c⁺p + c⁻q, unit by unit.
+
+        With Δ = d₊ - d₋: c⁺Δ relu(g) and |c⁻|Δ relu(-g) lie under their chords on g's range
+        (α = d₋ + Δs, β = d₋ + Δt, p = -q = Δκ); where numbers are taken, α = β = 0 and p, q are
+        the ends of d·g.
+        """
+        if reader.name not in self._lines:
+            self._lines[reader.name] = self._made(reader)
+        return self._lines[reader.name]
+
+    def _made(self, reader: Part) -> _Line:
+        d_low, d_high = (t[:, None] for t in self.slopes[reader.name])
+        if self.variant == "lbp" and not bool((d_high > d_low).any()):
+            return _Line(straight=d_low[:, :, None])
+        g_low, g_high = self.gradients[reader.name]
+        top = torch.where(g_high > 0, d_high, d_low) * g_high
+        bottom = torch.where(g_low < 0, d_high, d_low) * g_low
         if self.variant == "interval":
-            return None, _concrete(c, d_low, d_high, g_low, g_high)
-        if not bool(live.any()) and self.variant == "lbp":
-            return c * d_low, None
-        after, constant = _lines(c, d_low, d_high, g_low, g_high)
+            return _Line(over=top, under=bottom)
+        delta = d_high - d_low
+        crosses = (g_low < 0) & (g_high > 0)
+        width = torch.where(crosses, g_high - g_low, torch.ones_like(g_low))
+        zero = torch.zeros_like(g_low)
+        s = torch.where(crosses, g_high / width, (g_low >= 0).to(g_low.dtype))
+        t = torch.where(crosses, -g_low / width, (g_high <= 0).to(g_low.dtype))
+        kappa = delta * torch.where(crosses, -g_low * g_high / width, zero)
+        line = _Line(d_low + delta * s, d_low + delta * t, kappa, -kappa)
         if self.variant == "lbp":
-            return after, constant.flatten(3).sum(-1)
-        open_sign = (g_low < 0) & (g_high > 0) & (d_high > 0)
-        numbers = _largest(c, d_low, d_high, g_low, g_high)
-        constant = torch.where(open_sign, numbers, constant)
-        return torch.where(open_sign, torch.zeros_like(after), after), constant.flatten(3).sum(-1)
+            return line
+        assert line.rising is not None and line.falling is not None
+        numbers = crosses & (d_high > 0)
+        return _Line(
+            torch.where(numbers, zero, line.rising), torch.where(numbers, zero, line.falling),
+            torch.where(numbers, top, line.over), torch.where(numbers, bottom, line.under),
+        )  # fmt: skip
 
 
-def _lines(
-    c: Tensor, d_low: Tensor, d_high: Tensor, g_low: Tensor, g_high: Tensor
-) -> tuple[Tensor, Tensor]:
-    """c·d·g ≤ after·g + constant for d and g in their ranges, entry by entry.
+def _dot(c: Tensor, weight: Tensor) -> Tensor:
+    """Σ over units of c·weight: c ``[B or 1, J or 1, R, *]``, weight ``[B, J, *]`` -> [B, J, R].
 
-    With w = c (d₊ - d₋): w d′g ≤ w⁺ relu(g) + |w⁻| relu(-g), each relu under its chord.
+    Coefficients that all boxes share are multiplied once, as a matrix.
     """
-    w = c * (d_high - d_low)
-    crosses = (g_low < 0) & (g_high > 0)
-    width = torch.where(crosses, g_high - g_low, torch.ones_like(g_low))
-    s = torch.where(crosses, g_high / width, (g_low >= 0).to(c.dtype))
-    t = torch.where(crosses, -g_low / width, (g_high <= 0).to(c.dtype))
-    kappa = torch.where(crosses, -g_low * g_high / width, torch.zeros_like(g_low))
-    after = c * d_low + w.clamp(min=0) * s + w.clamp(max=0) * t
-    return after, w.abs() * kappa
-
-
-def _largest(c: Tensor, d_low: Tensor, d_high: Tensor, g_low: Tensor, g_high: Tensor) -> Tensor:
-    """max of c·d·g over the ranges, entry by entry."""
-    top = torch.where(g_high > 0, d_high, d_low) * g_high
-    bottom = torch.where(g_low < 0, d_high, d_low) * g_low
-    return c.clamp(min=0) * top + c.clamp(max=0) * bottom
-
-
-def _concrete(c: Tensor, d_low: Tensor, d_high: Tensor, g_low: Tensor, g_high: Tensor) -> Tensor:
-    """The same summed over a part: ``[B, J, R]``, as two products of matrices."""
-    top = (torch.where(g_high > 0, d_high, d_low) * g_high).flatten(3)
-    bottom = (torch.where(g_low < 0, d_high, d_low) * g_low).flatten(3)
-    plus, minus = c.clamp(min=0).flatten(3), c.clamp(max=0).flatten(3)
-    return (plus @ top.transpose(2, 3) + minus @ bottom.transpose(2, 3))[..., 0]
+    c, weight = c.flatten(3), weight.flatten(2)
+    if c.shape[:2] == (1, 1):
+        return weight @ c[0, 0].T
+    return (c @ weight[..., None])[..., 0]

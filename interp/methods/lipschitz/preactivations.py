@@ -137,7 +137,7 @@ def identity(
         copies: how often a row is carried (boxes, or boxes times rows of the output).
         memory: bytes.
     """
-    width = 4 * 8 * part.size * max(1, copies)
+    width = 8 * part.size * max(1, copies)
     step = rows_that_fit(memory, width)
     for start in range(0, len(units), step):
         chosen = units[start : start + step]
