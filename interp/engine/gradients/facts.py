@@ -109,7 +109,7 @@ def small_patch_slope(
         value = torch.stack([b + h * (s - b) for s, b in zip(source, base, strict=True)])
         part = site.head if site.head is not None else site.neuron
         value = value if part is None else value[:, :, part]
-        cells.append(Cell((Edit(site, value.detach().cpu().numpy()),)))
+        cells.append(Cell((Edit(site, value.detach().double().cpu().numpy()),)))
     m = plain_metrics(model, pairs, cells, metric_named(metric), direction=direction, at=at)
     wide, near = (m[0] - m[1]) / (2 * step), (m[2] - m[3]) / step
     return (4 * near - wide) / 3

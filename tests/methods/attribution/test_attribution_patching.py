@@ -272,3 +272,15 @@ def test_a_mapped_module_is_attributed_through_its_own_graph() -> None:
     assert all(checks(context).values())
     with pytest.raises(CapabilityError, match="engine can drive"):
         AttributionPatching(site="q", qk_fix=True).measure(model, task, Remembering())
+
+
+@pytest.mark.parametrize("rules", ["none", "relp_ah"])
+def test_bfloat16_estimates_follow_those_of_float64(rules: Any) -> None:
+    found = []
+    for dtype in ("float64", "bfloat16"):
+        model = load_model(hard_model("gpt2"), dtype=dtype, verify=False)
+        data, context = measure(
+            AttributionPatching(site="z", rules=rules, verify=2), model, pairs_for(97))
+        assert all(checks(context).values())
+        found.append(data["attribution_raw"].values.ravel())
+    assert np.corrcoef(*found)[0, 1] > 0.98 and np.abs(found[0]).max() > 0.01
