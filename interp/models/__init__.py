@@ -18,8 +18,13 @@ if TYPE_CHECKING:
     from interp.models.tensors import write_tensors as write_tensors
 
 PAGE = {
-    "load_model": "opening", "doctor": "doctor", "MODELS": "registry", "Card": "registry",
-    "list_models": "registry", "read_tensors": "tensors", "write_tensors": "tensors",
+    "load_model": "opening",
+    "doctor": "doctor",
+    "MODELS": "registry",
+    "Card": "registry",
+    "list_models": "registry",
+    "read_tensors": "tensors",
+    "write_tensors": "tensors",
 }
 """Name -> the file it lives in."""
 

@@ -30,9 +30,23 @@ if TYPE_CHECKING:
     from interp.terms import Blocks, Tokenizer, Weights
 
 PER_LAYER = (
-    "resid_pre", "ln1_scale", "q", "k", "v", "q_norm_scale", "k_norm_scale", "pattern", "z",
-    "ln1_post_scale", "attn_out", "resid_mid", "ln2_scale", "mlp_post", "ln2_post_scale",
-    "mlp_out", "resid_post",
+    "resid_pre",
+    "ln1_scale",
+    "q",
+    "k",
+    "v",
+    "q_norm_scale",
+    "k_norm_scale",
+    "pattern",
+    "z",
+    "ln1_post_scale",
+    "attn_out",
+    "resid_mid",
+    "ln2_scale",
+    "mlp_post",
+    "ln2_post_scale",
+    "mlp_out",
+    "resid_post",
 )
 """Kinds of a layer, in the order in which a forward pass reaches them."""
 
@@ -187,8 +201,14 @@ class Adapter:
         return Run(logits, {site: reads[site] for site in read}, tuple(fired))
 
     def _end(
-        self, kind: str, value: Tensor, edits: Sequence[Edit], read: Sequence[Site], grad: bool,
-        reads: dict[Site, Tensor], fired: list[float],
+        self,
+        kind: str,
+        value: Tensor,
+        edits: Sequence[Edit],
+        read: Sequence[Site],
+        grad: bool,
+        reads: dict[Site, Tensor],
+        fired: list[float],
     ) -> Tensor:
         """Edit and read the raw input or the logits, which need no hook."""
         for number, edit in enumerate(edits):
@@ -376,9 +396,7 @@ def _pinned(edit: Edit, length: int) -> Edit:
         return edit
     if isinstance(position, str):
         return edit
-    pinned = (
-        position % length if isinstance(position, int) else tuple(p % length for p in position)
-    )
+    pinned = position % length if isinstance(position, int) else tuple(p % length for p in position)
     return Edit(site.at(pinned), value, edit.mode, edit.reader)
 
 
@@ -388,9 +406,11 @@ def first_tensor(output: Any) -> Tensor:
     Raises:
         InterpError: there is none.
     """
-    for candidate in (output, getattr(output, "logits", None), getattr(
-        output, "last_hidden_state", None
-    )):
+    for candidate in (
+        output,
+        getattr(output, "logits", None),
+        getattr(output, "last_hidden_state", None),
+    ):
         if isinstance(candidate, Tensor):
             return candidate
     if isinstance(output, (tuple, list)) and output and isinstance(output[0], Tensor):

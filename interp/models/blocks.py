@@ -57,7 +57,8 @@ def _norm(parent: nn.Module, path: str | None, family: Family) -> Norm | None:
         return None
     module: Any = parent.get_submodule(path)
     eps = next(
-        float(getattr(module, name)) for name in ("eps", "variance_epsilon")
+        float(getattr(module, name))
+        for name in ("eps", "variance_epsilon")
         if hasattr(module, name)
     )
     kind = "layer" if isinstance(module, nn.LayerNorm) else "rms"
@@ -130,12 +131,13 @@ class LayerBlock:
             q, k, v = self.w_q(x).chunk(3, -1)
         else:
             q, k, v = self.w_q(x).view(len(x), self.n_heads, 3, self.d_head).unbind(2)
-        return (self._heads(q, self.n_heads), self._heads(k, self.n_kv_heads),
-                self._heads(v, self.n_kv_heads))
+        return (
+            self._heads(q, self.n_heads),
+            self._heads(k, self.n_kv_heads),
+            self._heads(v, self.n_kv_heads),
+        )
 
-    def turned(
-        self, q_NHE: Tensor, k_NKE: Tensor, position_N: Tensor
-    ) -> tuple[Tensor, Tensor]:
+    def turned(self, q_NHE: Tensor, k_NKE: Tensor, position_N: Tensor) -> tuple[Tensor, Tensor]:
         """q and k as attention reads them; ``turned`` of ``project`` is ``qkv``."""
         if self.qk_norm_width == "all":
             q_NHE, k_NKE = q_NHE.flatten(1), k_NKE.flatten(1)
@@ -219,8 +221,21 @@ class LayerBlock:
         """Everything this layer adds that does not depend on its input, by the part's name."""
         owners = {
             name: getattr(self, name)
-            for name in ("pre_attn", "w_q", "w_k", "w_v", "q_norm", "k_norm", "w_o", "post_attn",
-                         "pre_mlp", "w_gate", "w_in", "w_out", "post_mlp")
+            for name in (
+                "pre_attn",
+                "w_q",
+                "w_k",
+                "w_v",
+                "q_norm",
+                "k_norm",
+                "w_o",
+                "post_attn",
+                "pre_mlp",
+                "w_gate",
+                "w_in",
+                "w_out",
+                "post_mlp",
+            )
         }
         found = {n: o.bias for n, o in owners.items() if getattr(o, "bias", None) is not None}
         if self.order != "separate":
@@ -376,9 +391,7 @@ class ModelBlocks:
         return self.unembed(x, vocab).unflatten(0, (R, T))
 
 
-def step(
-    block: Any, resid_ND: Tensor, position_N: Tensor, position_T: Tensor, rows: int
-) -> Tensor:
+def step(block: Any, resid_ND: Tensor, position_N: Tensor, position_T: Tensor, rows: int) -> Tensor:
     """One whole layer over ``rows`` complete prompts packed row after row."""
     q, k, v = (x.unflatten(0, (rows, -1)) for x in block.qkv(resid_ND, position_N))
     z = block.attend(q, k, v, position_T).flatten(0, 1)

@@ -51,8 +51,7 @@ def transformer_capabilities(family: Family, config: Any, backend: str) -> tuple
             "residual between them."
         )
     return tuple(
-        Capability(name, name not in reasons, reasons.get(name, ""))
-        for name in (*KINDS, *FEATURES)
+        Capability(name, name not in reasons, reasons.get(name, "")) for name in (*KINDS, *FEATURES)
     )
 
 
@@ -68,7 +67,8 @@ def module_capabilities(
         graph: its graph, or why there is none.
     """
     unmapped = (
-        "the site map does not say where it stands." if sites.spots
+        "the site map does not say where it stands."
+        if sites.spots
         else "a plain module has no such site; a site map can name it."
     )
     reasons = {k: unmapped for k in KINDS if k not in sites.spots}
@@ -88,6 +88,5 @@ def module_capabilities(
     if isinstance(graph, str):
         reasons["graph"] = graph
     return tuple(
-        Capability(name, name not in reasons, reasons.get(name, ""))
-        for name in (*KINDS, *FEATURES)
+        Capability(name, name not in reasons, reasons.get(name, "")) for name in (*KINDS, *FEATURES)
     )

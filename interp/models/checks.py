@@ -20,7 +20,10 @@ if TYPE_CHECKING:
     from interp.models.adapter import Adapter
 
 UNIT: dict[torch.dtype, float] = {
-    torch.float64: 1e-10, torch.float32: 1e-5, torch.bfloat16: 1e-1, torch.float16: 1.25e-2,
+    torch.float64: 1e-10,
+    torch.float32: 1e-5,
+    torch.bfloat16: 1e-1,
+    torch.float16: 1.25e-2,
 }
 """Tolerance for one layer, relative to the standard deviation, by dtype."""
 
@@ -78,7 +81,8 @@ def unedited(model: Adapter, probe: Tensor, reference: Tensor) -> Check:
     """Unedited logits against the unwrapped model's."""
     logits = model.run(probe).logits
     return Check(
-        "unwrapped_logits", "logits of the wrapped model against the unwrapped one",
+        "unwrapped_logits",
+        "logits of the wrapped model against the unwrapped one",
         spread(logits, reference.to(logits.device)),
         tolerance(model.dtype, model.shape.n_layers),
         note="Largest difference in standard deviations. A larger one means that the back-end "
@@ -92,7 +96,8 @@ def blocks_agree(model: Adapter, probe: Tensor, reference: Tensor) -> tuple[Chec
         return ()
     return (
         Check(
-            "blocks_logits", "logits of the engine's layers against the unwrapped model",
+            "blocks_logits",
+            "logits of the engine's layers against the unwrapped model",
             spread(blocks_logits(model, probe), reference.to(model.device)),
             tolerance(model.dtype, model.shape.n_layers),
             note="The sweeps run on these layers, so their effects are as exact as this.",
@@ -140,8 +145,11 @@ def telescopes(model: Adapter, probe: Tensor) -> tuple[Check, ...]:
         worst = _worse(worst, kept)
     return (
         Check(
-            "telescopes", "residual + attention + MLP = next residual, in every layer",
-            worst, tolerance(model.dtype, 1), note=note,
+            "telescopes",
+            "residual + attention + MLP = next residual, in every layer",
+            worst,
+            tolerance(model.dtype, 1),
+            note=note,
         ),
     )
 
@@ -172,7 +180,8 @@ def edits_work(model: Adapter, probe: Tensor) -> tuple[Check, ...]:
     have = [c.name for c in model.capabilities() if c.ok]
     sites = [Site(k, layer=layer) for k in PER_LAYER if k in have]
     sites += [
-        Site(k) for k in ("embed", "ln_final_scale", "logits", "input")
+        Site(k)
+        for k in ("embed", "ln_final_scale", "logits", "input")
         if k in have and (k != "logits" or probe.dim() > 1)
     ]
     rows = probe[:1].repeat(2, *([1] * (probe.dim() - 1)))
@@ -190,13 +199,17 @@ def edits_work(model: Adapter, probe: Tensor) -> tuple[Check, ...]:
         felt[scale].lowest(moved if there else 0.0, site)
     return (
         Check(
-            "identity_patch", "patching any site with its own value changes nothing",
-            identity.value, tolerance(model.dtype, 1), note=f"Largest at {identity.where}.",
+            "identity_patch",
+            "patching any site with its own value changes nothing",
+            identity.value,
+            tolerance(model.dtype, 1),
+            note=f"Largest at {identity.where}.",
         ),
         _felt("edits_fire", "an edit at every kind of site changes the logits", felt[False]),
         *(
             (_felt("scales_fire", "doubling every norm's divisor changes the logits", felt[True]),)
-            if felt[True].where else ()
+            if felt[True].where
+            else ()
         ),
     )
 

@@ -54,7 +54,10 @@ def doctor(
     from interp.models.opening import load_model
 
     options = {
-        "example": example, "site_map": site_map, "tokenizer": tokenizer, "revision": revision,
+        "example": example,
+        "site_map": site_map,
+        "tokenizer": tokenizer,
+        "revision": revision,
         "roots": roots,
     }
     started = time.perf_counter()
@@ -63,8 +66,11 @@ def doctor(
     checks: list[Check] = list(model.checks)
     return {
         "model": {
-            "id": model.id, "weight_hash": model.weight_hash, "backend": model.backend,
-            "device": str(model.device), "dtype": str(model.dtype).removeprefix("torch."),
+            "id": model.id,
+            "weight_hash": model.weight_hash,
+            "backend": model.backend,
+            "device": str(model.device),
+            "dtype": str(model.dtype).removeprefix("torch."),
             "tokenizer": model.tokenizer is not None,
         },
         "shape": dict(vars(model.shape)),
@@ -101,7 +107,11 @@ def drift_of(source: Any, model: Any, options: dict[str, Any]) -> list[dict[str,
     out = []
     for name in DRIFT:
         row: dict[str, Any] = {
-            "dtype": name, "max": None, "rms": None, "same_top": None, "note": "",
+            "dtype": name,
+            "max": None,
+            "rms": None,
+            "same_top": None,
+            "note": "",
         }
         out.append(row)
         try:
@@ -129,7 +139,11 @@ def _logits(source: Any, model: Any, dtype: str, options: dict[str, Any]) -> Any
     from interp.models.opening import load_model
 
     other: Any = load_model(
-        source, backend=model.backend, device=str(model.device), dtype=dtype, verify=False,
+        source,
+        backend=model.backend,
+        device=str(model.device),
+        dtype=dtype,
+        verify=False,
         **options,
     )
     probe = other.example if hasattr(other, "example") else other.loaded.probe
@@ -148,7 +162,8 @@ def readable(report: dict[str, Any]) -> str:
         + (f" ({shape['n_kv_heads']} key/value)" if shape["n_kv_heads"] != shape["n_heads"] else "")
         + f", d_model {shape['d_model']}, d_head {shape['d_head']}, d_mlp {shape['d_mlp']}, "
         f"vocabulary {shape['vocab']}, context {shape['n_ctx'] or 'unlimited'}",
-        "", "Self-checks",
+        "",
+        "Self-checks",
     ]
     lines += [_check_line(Check.from_json(c)) for c in report["checks"]] or ["  none were run"]
     yes = [c["name"] for c in report["capabilities"] if c["ok"]]
@@ -166,8 +181,10 @@ def readable(report: dict[str, Any]) -> str:
 
 def _check_line(check: Check) -> str:
     mark = "ok  " if check.passed else "FAIL"
-    bound = "" if check.tolerance is None else (
-        f"  ({'at least' if check.at_least else 'at most'} {check.tolerance:.0e})"
+    bound = (
+        ""
+        if check.tolerance is None
+        else (f"  ({'at least' if check.at_least else 'at most'} {check.tolerance:.0e})")
     )
     line = f"  {mark} {check.title}: {check.value:.2e}{bound}"
     return line if check.passed else f"{line}\n       {check.note}"
@@ -176,9 +193,7 @@ def _check_line(check: Check) -> str:
 def _drift_line(row: dict[str, Any]) -> str:
     if row["max"] is None:
         return f"  {row['dtype']:<10}{row['note']}"
-    return (
-        f"  {row['dtype']:<10}{row['max']:>10.1e}{row['rms']:>10.1e}{row['same_top']:>9.0%}"
-    )
+    return f"  {row['dtype']:<10}{row['max']:>10.1e}{row['rms']:>10.1e}{row['same_top']:>9.0%}"
 
 
 def _wrapped(words: list[str], width: int = 90) -> list[str]:

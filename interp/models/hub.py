@@ -17,14 +17,17 @@ from interp.terms import InterpError, RefusedError, UnsafeError, UsageError, nea
 ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}(/[\w.-]{1,96})?")
 REVISION = re.compile(r"[\w][\w./-]{0,200}")
 TOKENIZER_FILES = (
-    "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
-    "vocab.json", "merges.txt", "tokenizer.model",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "tokenizer.model",
 )
 
 
-def fetch(
-    repo: str, revision: str | None = None, *, others: bool = False
-) -> tuple[Path, str]:
+def fetch(repo: str, revision: str | None = None, *, others: bool = False) -> tuple[Path, str]:
     """The folder with a model's files and the commit it stands for.
 
     Args:
@@ -96,8 +99,7 @@ def _get(repo: str, name: str, revision: str | None, required: bool = False) -> 
     except errors.RepositoryNotFoundError as error:
         raise UsageError(
             f"The hub has no model {repo!r} that you may read.",
-            remedy="Check the spelling; a private one needs 'hf auth login'. "
-            + _what_works(repo),
+            remedy="Check the spelling; a private one needs 'hf auth login'. " + _what_works(repo),
         ) from error
     except errors.HFValidationError as error:
         raise UsageError(f"{repo!r} is no id of the hub.") from error

@@ -64,9 +64,15 @@ def relu(x: Tensor) -> Tensor:
 
 
 FUSED: dict[str, Callable[[Tensor], Tensor]] = {
-    "gelu_new": gelu_tanh, "gelu_pytorch_tanh": gelu_tanh, "gelu_fast": gelu_tanh,
-    "gelu_python_tanh": gelu_tanh, "gelu": gelu, "gelu_python": gelu,
-    "silu": silu, "swish": silu, "relu": relu,
+    "gelu_new": gelu_tanh,
+    "gelu_pytorch_tanh": gelu_tanh,
+    "gelu_fast": gelu_tanh,
+    "gelu_python_tanh": gelu_tanh,
+    "gelu": gelu,
+    "gelu_python": gelu,
+    "silu": silu,
+    "swish": silu,
+    "relu": relu,
 }
 """Activation's name in a config -> fused function. Any other runs as the module's own."""
 
@@ -177,7 +183,10 @@ class Rotary:
     """
 
     def __init__(
-        self, inv_freq: Tensor, factor: float = 1.0, float32: bool = False,
+        self,
+        inv_freq: Tensor,
+        factor: float = 1.0,
+        float32: bool = False,
         limit: int | None = None,
     ) -> None:
         self.inv_freq, self.factor, self.float32, self.limit = inv_freq, factor, float32, limit
@@ -245,7 +254,11 @@ def _unfold(z: Tensor, T: int) -> Tensor:
 
 
 def sdpa(
-    q_RTHE: Tensor, k_RSKE: Tensor, v_RSKE: Tensor, mask: Tensor | None, scale: float,
+    q_RTHE: Tensor,
+    k_RSKE: Tensor,
+    v_RSKE: Tensor,
+    mask: Tensor | None,
+    scale: float,
     is_causal: bool = False,
 ) -> Tensor:
     """Fused attention, z ``[R, T, H, E]``; grouped keys are never repeated in memory."""
@@ -255,8 +268,13 @@ def sdpa(
     if grouped and mask is not None and q_RTHE.device.type != "cpu":
         return folded_sdpa(q_RTHE, k_RSKE, v_RSKE, mask, scale)
     z = F.scaled_dot_product_attention(
-        q_RTHE.transpose(1, 2), k_RSKE.transpose(1, 2), v_RSKE.transpose(1, 2), attn_mask=mask,
-        scale=scale, is_causal=is_causal, enable_gqa=grouped,
+        q_RTHE.transpose(1, 2),
+        k_RSKE.transpose(1, 2),
+        v_RSKE.transpose(1, 2),
+        attn_mask=mask,
+        scale=scale,
+        is_causal=is_causal,
+        enable_gqa=grouped,
     )
     return z.transpose(1, 2)
 
@@ -268,7 +286,10 @@ def folded_sdpa(
     T, H, K = q_RTHE.shape[1], q_RTHE.shape[2], k_RSKE.shape[2]
     stacked = mask.repeat(*(1,) * (mask.ndim - 2), H // K, 1)
     z = F.scaled_dot_product_attention(
-        _fold(q_RTHE, K), k_RSKE.transpose(1, 2), v_RSKE.transpose(1, 2), attn_mask=stacked,
+        _fold(q_RTHE, K),
+        k_RSKE.transpose(1, 2),
+        v_RSKE.transpose(1, 2),
+        attn_mask=stacked,
         scale=scale,
     )
     return _unfold(z, T)
@@ -291,8 +312,13 @@ def float32_products(q_RTHE: Tensor, k_RSKE: Tensor, position: Tensor) -> Tensor
 
 
 def scores(
-    q_RTHE: Tensor, k_RSKE: Tensor, position: Tensor, mask: Tensor | None, scale: float,
-    cap: float | None, float32: bool = False,
+    q_RTHE: Tensor,
+    k_RSKE: Tensor,
+    position: Tensor,
+    mask: Tensor | None,
+    scale: float,
+    cap: float | None,
+    float32: bool = False,
 ) -> Tensor:
     """Masked attention scores ``[R, K, G, T, S]``, soft cap applied before the mask."""
     R, T, H, E = q_RTHE.shape

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
 
+
 @dataclass
 class Loaded:
     """A module as it was read, before any back-end touches it.
@@ -127,11 +128,17 @@ def _loaded(read: _Read, module: nn.Module, hf_tokenizer: Any, place: torch.devi
     bos = family.default_bos if read.default_bos is None else read.default_bos
     return Loaded(
         module=module,
-        tokenizer=None if hf_tokenizer is None else TextTokenizer(
-            hf_tokenizer, default_bos=bos, vocab=int(config.vocab_size)
-        ),
-        config=config, weight_hash=read.weight_hash, id=read.id, family=family, probe=probe,
-        reference=reference, hf_tokenizer=hf_tokenizer, source=read.source,
+        tokenizer=None
+        if hf_tokenizer is None
+        else TextTokenizer(hf_tokenizer, default_bos=bos, vocab=int(config.vocab_size)),
+        config=config,
+        weight_hash=read.weight_hash,
+        id=read.id,
+        family=family,
+        probe=probe,
+        reference=reference,
+        hf_tokenizer=hf_tokenizer,
+        source=read.source,
     )
 
 
@@ -158,17 +165,26 @@ def load_any(
 
     probe = (7 + 31 * torch.arange(16))[None] % int(config.vocab_size)
     return LoadedOther(
-        module, row,
-        None if hf_tokenizer is None else TextTokenizer(
-            hf_tokenizer, default_bos=False, vocab=int(config.vocab_size)
-        ),
-        read.weight_hash, read.id, probe.to(place), read.source,
+        module,
+        row,
+        None
+        if hf_tokenizer is None
+        else TextTokenizer(hf_tokenizer, default_bos=False, vocab=int(config.vocab_size)),
+        read.weight_hash,
+        read.id,
+        probe.to(place),
+        read.source,
     )
 
 
 def _open(
-    source: Any, device: str, dtype: Any, tokenizer: Any, revision: str | None,
-    roots: tuple[str | Path, ...], others: bool = False,
+    source: Any,
+    device: str,
+    dtype: Any,
+    tokenizer: Any,
+    revision: str | None,
+    roots: tuple[str | Path, ...],
+    others: bool = False,
 ) -> tuple[_Read, nn.Module, Any, torch.device]:
     """The module on its device, its Hugging Face tokenizer, and what its source said."""
     safety.assert_floors()
@@ -207,7 +223,10 @@ def quiet() -> Iterator[None]:
 
 
 def _from_text(
-    source: Any, dtype: torch.dtype, revision: str | None, roots: tuple[str | Path, ...],
+    source: Any,
+    dtype: torch.dtype,
+    revision: str | None,
+    roots: tuple[str | Path, ...],
     others: bool,
 ) -> _Read:
     text = str(source).strip()
@@ -284,15 +303,21 @@ def _from_folder(folder: Path, dtype: torch.dtype, others: bool = False) -> _Rea
 
     model_class: Any = getattr(transformers, seen.family.architecture)
     known = {
-        k: _special(v) for k, v in seen.config.items()
+        k: _special(v)
+        for k, v in seen.config.items()
         if k not in safety.CODE_KEYS and "_implementation" not in k
     }
     with quiet():
         try:
             config = model_class.config_class.from_dict(known)
             module, report = model_class.from_pretrained(
-                str(folder), config=config, dtype=dtype, use_safetensors=True,
-                local_files_only=True, trust_remote_code=False, output_loading_info=True,
+                str(folder),
+                config=config,
+                dtype=dtype,
+                use_safetensors=True,
+                local_files_only=True,
+                trust_remote_code=False,
+                output_loading_info=True,
             )
         except broken() as error:
             raise RefusedError(
@@ -302,7 +327,9 @@ def _from_folder(folder: Path, dtype: torch.dtype, others: bool = False) -> _Rea
     _refuse_gaps(folder, report)
     unused = sorted(map(str, report.get("unexpected_keys", ())))
     return _Read(
-        module, tensors.hash_files(seen.files), str(folder.resolve()),
+        module,
+        tensors.hash_files(seen.files),
+        str(folder.resolve()),
         _tokenizer_of(folder, config) if seen.has_tokenizer else None,
         source={"files": [p.name for p in seen.files], **({"unused": unused} if unused else {})},
     )
@@ -329,8 +356,15 @@ def broken() -> tuple[type[Exception], ...]:
     from huggingface_hub.errors import StrictDataclassError
 
     return (
-        ArithmeticError, AssertionError, AttributeError, LookupError, OSError, RuntimeError,
-        TypeError, ValueError, StrictDataclassError,
+        ArithmeticError,
+        AssertionError,
+        AttributeError,
+        LookupError,
+        OSError,
+        RuntimeError,
+        TypeError,
+        ValueError,
+        StrictDataclassError,
     )
 
 
@@ -372,7 +406,9 @@ def _from_module(given: nn.Module) -> _Read:
         )
     module = copy.deepcopy(given)
     return _Read(
-        module, tensors.hash_module(given), f"module:{type(given).__name__}",
+        module,
+        tensors.hash_module(given),
+        f"module:{type(given).__name__}",
         source={"copied": True},
     )
 

@@ -26,7 +26,8 @@ if TYPE_CHECKING:
     from interp.models.loading import Loaded
 
 RANK = {
-    k: n for n, k in enumerate(
+    k: n
+    for n, k in enumerate(
         ("resid_pre", "ln1_scale", "q", "q_norm_scale", "k", "k_norm_scale", "v", *PER_LAYER[7:])
     )
 }
@@ -34,8 +35,12 @@ RANK = {
 
 
 SENT = (
-    "interp.models.nnsight_adapter", "interp.models.taps", "interp.models.layouts",
-    "interp.terms.sites", "interp.terms.edits", "interp.terms.errors",
+    "interp.models.nnsight_adapter",
+    "interp.models.taps",
+    "interp.models.layouts",
+    "interp.terms.sites",
+    "interp.terms.edits",
+    "interp.terms.errors",
 )
 """Files whose functions travel with a remote run, which knows nothing of this package."""
 
@@ -233,7 +238,8 @@ def trace_model(loaded: Loaded) -> Any:
 
     known = loaded.hf_tokenizer
     return TransformersModel(
-        loaded.module, task="text-generation",
+        loaded.module,
+        task="text-generation",
         device=loaded.probe.device,  # its pipeline would move the module to the first accelerator
         tokenizer=stand_in_tokenizer() if known is None else copy.deepcopy(known),
     )
@@ -246,6 +252,7 @@ def stand_in_tokenizer() -> Any:
     from transformers import PreTrainedTokenizerFast
 
     return PreTrainedTokenizerFast(
-        tokenizer_object=Tokenizer(WordLevel({"?": 0}, unk_token="?")), unk_token="?",
+        tokenizer_object=Tokenizer(WordLevel({"?": 0}, unk_token="?")),
+        unk_token="?",
         pad_token="?",
     )

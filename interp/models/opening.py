@@ -67,8 +67,13 @@ def load_model(
     plain = importlib.import_module(BACKENDS["torch_module"])
     if _is_plain_module(source, example, site_map):
         return plain.wrap(
-            source, example=example, site_map=site_map, device=device, dtype=dtype,
-            tokenizer=tokenizer, verify=verify,
+            source,
+            example=example,
+            site_map=site_map,
+            device=device,
+            dtype=dtype,
+            tokenizer=tokenizer,
+            verify=verify,
         )
     if (card := _network_card(source)) is not None:
         from interp.models.networks import open_network
@@ -84,7 +89,10 @@ def load_model(
     if (net := networks.find(source, roots)) is not None:
         return networks.opened(*net, device=device, dtype=dtype, verify=verify)
     options: dict[str, Any] = {
-        "device": device, "dtype": dtype, "tokenizer": tokenizer, "revision": revision,
+        "device": device,
+        "dtype": dtype,
+        "tokenizer": tokenizer,
+        "revision": revision,
         "roots": roots,
     }
     if backend == "torch_module" or not isinstance(source, (str, Path)):

@@ -26,7 +26,10 @@ FLOORS = {"torch": (2, 10), "transformers": (5, 9)}
 """Oldest versions without the holes that docs/security.md lists."""
 
 CODE_KEYS = (
-    "auto_map", "trust_remote_code", "custom_pipelines", "_attn_implementation_internal",
+    "auto_map",
+    "trust_remote_code",
+    "custom_pipelines",
+    "_attn_implementation_internal",
     "_experts_implementation_internal",
 )
 """Fields of a configuration by which a checkpoint has code run."""
@@ -35,8 +38,12 @@ PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 JSON_FILES = (
-    "config.json", "generation_config.json", "tokenizer_config.json", "special_tokens_map.json",
-    "added_tokens.json", INDEX,
+    "config.json",
+    "generation_config.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    INDEX,
 )
 
 
@@ -162,8 +169,13 @@ def _no_config(folder: Path) -> Exception:
             remedy="Use the original safetensors checkpoint.",
         )
     inner = [p.name for p in folder.iterdir() if (p / "config.json").is_file()]
-    hint = f"Did you mean {folder / sorted(inner)[0]}?" if inner else (
-        "A checkpoint folder holds config.json and model.safetensors (save_pretrained makes one)."
+    hint = (
+        f"Did you mean {folder / sorted(inner)[0]}?"
+        if inner
+        else (
+            "A checkpoint folder holds config.json and model.safetensors, as save_pretrained "
+            "writes them."
+        )
     )
     return UsageError(f"{folder} has no config.json, so it is no checkpoint.", remedy=hint)
 
@@ -223,12 +235,18 @@ def _refuse_code(folder: Path) -> None:
 
 UNKNOWN_KINDS = (
     (r"Moe|Mixtral|MoE|Switch|Dbrx", "routes tokens to experts, which no site of ours holds"),
-    (r"Mamba|Rwkv|RWKV|Jamba|Recurrent|Zamba|Ssm|Bamba|xLSTM",
-     "keeps a recurrent state where attention would stand"),
-    (r"T5|Bart|Pegasus|Marian|Whisper|EncoderDecoder|Seq2Seq",
-     "is an encoder with a decoder; interp reads decoders that predict the next token"),
-    (r"Bert|ForMaskedLM|Electra|Deberta|ForTokenClassification|ForQuestionAnswering",
-     "is an encoder that predicts no next token"),
+    (
+        r"Mamba|Rwkv|RWKV|Jamba|Recurrent|Zamba|Ssm|Bamba|xLSTM",
+        "keeps a recurrent state where attention would stand",
+    ),
+    (
+        r"T5|Bart|Pegasus|Marian|Whisper|EncoderDecoder|Seq2Seq",
+        "is an encoder with a decoder; interp reads decoders that predict the next token",
+    ),
+    (
+        r"Bert|ForMaskedLM|Electra|Deberta|ForTokenClassification|ForQuestionAnswering",
+        "is an encoder that predicts no next token",
+    ),
     (r"ForSequenceClassification|ForImageClassification", "is a classifier without next tokens"),
     (r"ForConditionalGeneration|Vision|Clip|CLIP|Vl|VL", "reads more than text"),
 )
@@ -313,8 +331,10 @@ def weight_files(folder: Path) -> tuple[Path, ...]:
     if pickles:
         raise pickle_refused(pickles[0])
     others = [p.name for p in present if p.suffix == ".safetensors"]
-    hint = f"It holds {others[0]}; the file must be called {WEIGHTS}." if others else (
-        f"Put {WEIGHTS} beside config.json."
+    hint = (
+        f"It holds {others[0]}; the file must be called {WEIGHTS}."
+        if others
+        else (f"Put {WEIGHTS} beside config.json.")
     )
     raise UsageError(f"{folder} has no weights.", remedy=hint)
 
@@ -351,6 +371,7 @@ def pickle_refused(path: Path) -> UnsafeError:
 
 def has_tokenizer(folder: Path) -> bool:
     """Whether the folder holds a tokenizer's own files (nothing is ever looked for elsewhere)."""
+
     def there(*names: str) -> bool:
         return all((folder / n).is_file() for n in names)
 
@@ -361,12 +382,18 @@ def _refuse_quantised(config: Mapping[str, Any], tensors: Mapping[str, TensorHea
     """Refuse rounded weights: their kernels' results depend on the batch, which drowns effects."""
     how = config.get("quantization_config") or config.get("compression_config")
     packed = next(
-        (t for t in tensors.values()
-         if t.name.endswith("weight") and t.dtype not in ("F64", "F32", "F16", "BF16")), None
+        (
+            t
+            for t in tensors.values()
+            if t.name.endswith("weight") and t.dtype not in ("F64", "F32", "F16", "BF16")
+        ),
+        None,
     )
     if how or packed:
-        name = how.get("quant_method", "quantised") if isinstance(how, Mapping) else (
-            packed.dtype if packed else "quantised"
+        name = (
+            how.get("quant_method", "quantised")
+            if isinstance(how, Mapping)
+            else (packed.dtype if packed else "quantised")
         )
         raise RefusedError(
             f"These weights are quantised ({name}). Quantised kernels give results that depend on "

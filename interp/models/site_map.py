@@ -56,8 +56,10 @@ class Axes:
             group = self.names[axis]
             if len(group) > 1:
                 widths = [self.sizes.get(n, -1) for n in group]
-                if raw.shape[axis] % -_product(widths) if -1 in widths else (
-                    raw.shape[axis] != _product(widths)
+                if (
+                    raw.shape[axis] % -_product(widths)
+                    if -1 in widths
+                    else (raw.shape[axis] != _product(widths))
                 ):
                     raise UsageError(
                         f"An axis of {raw.shape[axis]} does not split into "
@@ -162,9 +164,7 @@ def read_site_map(given: Mapping[str, Any] | None, module: nn.Module) -> SiteMap
     if given is None:
         return SiteMap({})
     sizes = {k: given[k] for k in SIZES if given.get(k) is not None}
-    spots = {
-        kind: _spot(kind, entry) for kind, entry in given.items() if kind not in SIZES
-    }
+    spots = {kind: _spot(kind, entry) for kind, entry in given.items() if kind not in SIZES}
     layers = sizes.get("n_layers") or _count(spots, module)
     for kind, spot in spots.items():
         _check_paths(kind, spot, module, layers)
@@ -185,9 +185,7 @@ def read_site_map(given: Mapping[str, Any] | None, module: nn.Module) -> SiteMap
 def _spot(kind: str, entry: Any) -> Spot:
     if kind not in KINDS or kind in FORBIDDEN:
         raise unknown_name("site for a site map", kind, [k for k in KINDS if k not in FORBIDDEN])
-    fields: dict[str, Any] = (
-        dict(entry) if isinstance(entry, Mapping) else {"path": str(entry)}
-    )
+    fields: dict[str, Any] = dict(entry) if isinstance(entry, Mapping) else {"path": str(entry)}
     known = ("path", "side", "axes", "eps", "centred", "in_place")
     for key in fields:
         if key not in known:
@@ -204,9 +202,7 @@ def _spot(kind: str, entry: Any) -> Spot:
             remedy="Write {layer} where the layer's number stands, as in 'blocks.{layer}.attn'.",
         )
     in_place = bool(fields.get("in_place", kind == "resid_mid" and side == "input"))
-    return Spot(
-        path, side, fields.get("axes"), fields.get("eps"), fields.get("centred"), in_place
-    )
+    return Spot(path, side, fields.get("axes"), fields.get("eps"), fields.get("centred"), in_place)
 
 
 def _count(spots: Mapping[str, Spot], module: nn.Module) -> int:

@@ -247,7 +247,8 @@ class Session:
         out = Session(lambda site: self._watches[site].tap, grad=False)
         out._watches = {
             site: replace(
-                w, tap=replace(w.tap, module=None),  # type: ignore[arg-type]
+                w,
+                tap=replace(w.tap, module=None),  # type: ignore[arg-type]
                 bias=None if w.bias is None else w.bias.detach(),
             )
             for site, w in self._watches.items()
@@ -323,8 +324,9 @@ class Session:
         return hook
 
     def _on_norm(self, watch: Watch) -> Callable[..., Any]:
-        def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
-                 ) -> Any:
+        def hook(
+            module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
+        ) -> Any:
             new = self.pass_through(watch, output, find_tensor(args, kwargs)[0])
             return None if new is output else new
 

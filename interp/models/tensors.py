@@ -24,14 +24,35 @@ if TYPE_CHECKING:
 
 MAX_HEADER = 100_000_000
 SIZES = {
-    "F64": 8, "F32": 4, "F16": 2, "BF16": 2, "F8_E4M3": 1, "F8_E5M2": 1, "I64": 8, "I32": 4,
-    "I16": 2, "I8": 1, "U64": 8, "U32": 4, "U16": 2, "U8": 1, "BOOL": 1,
+    "F64": 8,
+    "F32": 4,
+    "F16": 2,
+    "BF16": 2,
+    "F8_E4M3": 1,
+    "F8_E5M2": 1,
+    "I64": 8,
+    "I32": 4,
+    "I16": 2,
+    "I8": 1,
+    "U64": 8,
+    "U32": 4,
+    "U16": 2,
+    "U8": 1,
+    "BOOL": 1,
 }
 """Bytes of an element by the format's dtype names."""
 
 NAMES = {
-    "float64": "F64", "float32": "F32", "float16": "F16", "bfloat16": "BF16", "int64": "I64",
-    "int32": "I32", "int16": "I16", "int8": "I8", "uint8": "U8", "bool": "BOOL",
+    "float64": "F64",
+    "float32": "F32",
+    "float16": "F16",
+    "bfloat16": "BF16",
+    "int64": "I64",
+    "int32": "I32",
+    "int16": "I16",
+    "int8": "I8",
+    "uint8": "U8",
+    "bool": "BOOL",
 }
 """torch's dtype names in the format's."""
 
@@ -179,9 +200,12 @@ def _file_entries(path: str, size: int, mtime_ns: int, inode: int) -> dict[str, 
         view = memoryview(raw)
         try:
             with ThreadPoolExecutor() as pool:
-                sums = list(pool.map(
-                    lambda h: hashlib.sha256(view[h.start : h.stop]).hexdigest(), headers.values()
-                ))
+                sums = list(
+                    pool.map(
+                        lambda h: hashlib.sha256(view[h.start : h.stop]).hexdigest(),
+                        headers.values(),
+                    )
+                )
         finally:
             view.release()
     return {

@@ -62,9 +62,11 @@ class TextTokenizer:
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of ``ids``, special tokens included."""
-        return str(self.hf.decode(
-            [int(i) for i in ids], skip_special_tokens=False, clean_up_tokenization_spaces=False
-        ))
+        return str(
+            self.hf.decode(
+                [int(i) for i in ids], skip_special_tokens=False, clean_up_tokenization_spaces=False
+            )
+        )
 
     def texts(self, ids: Sequence[int]) -> list[str]:
         """The text of each id by itself: spaces as spaces, other bytes as ``<0xNN>``."""
@@ -147,8 +149,8 @@ def open_tokenizer(folder: str | Path, config: Any = None) -> Any:
             data = read_json(folder / name)
             refuse_code_fields(data, name)
             said.update(data if name.startswith(("tokenizer", "special")) else {})
-    reader: Any = PreTrainedTokenizerFast if (folder / "tokenizer.json").is_file() else (
-        AutoTokenizer
+    reader: Any = (
+        PreTrainedTokenizerFast if (folder / "tokenizer.json").is_file() else (AutoTokenizer)
     )
     try:
         hf = reader.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)

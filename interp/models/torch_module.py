@@ -81,9 +81,7 @@ def wrap(
         )
     own = copy.deepcopy(module).eval()
     kind = None if dtype is None else read_dtype(dtype)
-    own = own.to(
-        device=None if device is None else read_device(device, bytes_of(own)), dtype=kind
-    )
+    own = own.to(device=None if device is None else read_device(device, bytes_of(own)), dtype=kind)
     model = TorchModule(own, example, site_map)
     if tokenizer is not None:
         model.tokenizer = _reader(tokenizer, model.shape.vocab)
@@ -164,14 +162,22 @@ class TorchModule(Adapter):
         """Sizes; widths are read at the mapped sites with the example."""
         spots, n = self.map.spots, self.map
         shape = ModelShape(
-            n.n_layers, n.n_heads, n.n_kv_heads, 0, 0, 0, int(output.shape[-1]), n.n_ctx,
+            n.n_layers,
+            n.n_heads,
+            n.n_kv_heads,
+            0,
+            0,
+            0,
+            int(output.shape[-1]),
+            n.n_ctx,
             architecture=type(self._module).__name__,
             n_params=sum(p.numel() for p in self._module.parameters()),
         )
         widths: dict[str, int] = {}
         for name, kinds in (
             ("d_model", ("resid_pre", "embed", "attn_out", "resid_post")),
-            ("d_head", ("z", "v", "q")), ("d_mlp", ("mlp_post",)),
+            ("d_head", ("z", "v", "q")),
+            ("d_mlp", ("mlp_post",)),
         ):
             kind = next((k for k in kinds if k in spots), None)
             if kind is not None:
@@ -196,7 +202,9 @@ class TorchModule(Adapter):
         if site.kind.endswith("_scale"):
             return Tap(module, divisor=self._divisor(site.kind, module), order=-1)
         return Tap(
-            module, spot.side, self.map.axes(site.kind),  # type: ignore[arg-type]
+            module,
+            spot.side,
+            self.map.axes(site.kind),  # type: ignore[arg-type]
             in_place=spot.in_place,
         )
 
@@ -206,8 +214,10 @@ class TorchModule(Adapter):
         heads = {"q_norm_scale": self.map.n_heads, "k_norm_scale": self.map.n_kv_heads}
         words = (spot.axes or "").split()
         return Divisor(
-            centred, norm_eps(norm, None) if spot.eps is None else spot.eps,
-            heads.get(kind, 0), heads_first=words[1:2] == ["head"],
+            centred,
+            norm_eps(norm, None) if spot.eps is None else spot.eps,
+            heads.get(kind, 0),
+            heads_first=words[1:2] == ["head"],
         )
 
     def to_inputs(self, inputs: Any) -> Tensor:

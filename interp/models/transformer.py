@@ -22,8 +22,12 @@ if TYPE_CHECKING:
     from interp.models.loading import Loaded
 
 SCALES = {
-    "ln1_scale": "pre_attn", "ln1_post_scale": "post_attn", "ln2_scale": "pre_mlp",
-    "ln2_post_scale": "post_mlp", "q_norm_scale": "q_norm", "k_norm_scale": "k_norm",
+    "ln1_scale": "pre_attn",
+    "ln1_post_scale": "post_attn",
+    "ln2_scale": "pre_mlp",
+    "ln2_post_scale": "post_mlp",
+    "q_norm_scale": "q_norm",
+    "k_norm_scale": "k_norm",
 }
 """Norm-scale kind -> the family's field with the norm's path."""
 
@@ -92,8 +96,10 @@ class TransformerModel(Adapter):
             norm = self._part(site.layer, getattr(family, SCALES[kind]))
             return Tap(norm, divisor=self.divisor_of(kind, norm), order=-1)
         if kind == "pattern":
-            path = "attn.attention.attn_dropout" if family.name == "gpt_neo" else (
-                f"{family.attention}.{CHILD}"
+            path = (
+                "attn.attention.attn_dropout"
+                if family.name == "gpt_neo"
+                else (f"{family.attention}.{CHILD}")
             )
             return Tap(self._part(site.layer, path), layout=Layout("heads_first"))
         place = family.place(kind)
@@ -102,10 +108,12 @@ class TransformerModel(Adapter):
         if place.part:
             layout = Layout(
                 "thirds" if family.qkv == "thirds" else "interleaved",  # type: ignore[arg-type]
-                self._heads_of(kind), "qkv".index(place.part),
+                self._heads_of(kind),
+                "qkv".index(place.part),
             )
         module = (
-            self._module.get_submodule(place.path) if place.absolute
+            self._module.get_submodule(place.path)
+            if place.absolute
             else self._part(site.layer, place.path)
         )
         return Tap(module, place.side, layout, in_place=kind == "resid_mid")
@@ -118,7 +126,8 @@ class TransformerModel(Adapter):
         else:
             bias = getattr(unembed, "bias", None)
             logits = F.linear(
-                hidden, unembed.weight[vocab],  # type: ignore[index]
+                hidden,
+                unembed.weight[vocab],  # type: ignore[index]
                 None if bias is None else bias[vocab],  # type: ignore[index]
             )
         cap = getattr(self.config, "final_logit_softcapping", None)
@@ -137,8 +146,11 @@ class TransformerModel(Adapter):
 def norm_eps(norm: nn.Module, config: Any) -> float:
     """The number a norm adds to the mean square."""
     for owner, name in (
-        (norm, "eps"), (norm, "variance_epsilon"), (config, "rms_norm_eps"),
-        (config, "layer_norm_epsilon"), (config, "layer_norm_eps"),
+        (norm, "eps"),
+        (norm, "variance_epsilon"),
+        (config, "rms_norm_eps"),
+        (config, "layer_norm_epsilon"),
+        (config, "layer_norm_eps"),
     ):
         value = getattr(owner, name, None)
         if isinstance(value, float):

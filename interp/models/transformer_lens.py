@@ -24,6 +24,7 @@ from interp.terms import Site
 if TYPE_CHECKING:
     from interp.models.loading import Loaded
 
+
 def wrap(loaded: Loaded, *, verify: bool = True) -> TransformerLensModel:
     """Wrap a loaded Hugging Face module; it is changed in place.
 
@@ -104,8 +105,11 @@ def boot(loaded: Loaded) -> Any:
     module = loaded.module
     module.set_attn_implementation("eager")  # type: ignore[operator]
     bridge = build_bridge_from_module(
-        module, loaded.family.architecture, hf_config=loaded.config,
-        tokenizer=None, model_name=loaded.id,
+        module,
+        loaded.family.architecture,
+        hf_config=loaded.config,
+        tokenizer=None,
+        model_name=loaded.id,
     )
     known = loaded.hf_tokenizer
     bridge.cfg.default_prepend_bos = bool(

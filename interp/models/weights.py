@@ -136,8 +136,14 @@ class LayerWeights:
         return self._block.w_out.bias
 
     def __getattr__(self, name: str) -> Tensor | None:
-        norms = {"ln1": "pre_attn", "ln1_post": "post_attn", "ln2": "pre_mlp",
-                 "ln2_post": "post_mlp", "q_norm": "q_norm", "k_norm": "k_norm"}
+        norms = {
+            "ln1": "pre_attn",
+            "ln1_post": "post_attn",
+            "ln2": "pre_mlp",
+            "ln2_post": "post_mlp",
+            "q_norm": "q_norm",
+            "k_norm": "k_norm",
+        }
         place, _, letter = name.rpartition("_")
         if place in norms and letter in ("w", "b"):
             norm = getattr(self._block, norms[place])
@@ -146,9 +152,30 @@ class LayerWeights:
 
 
 LAYER_NAMES = (
-    "W_Q", "W_K", "W_V", "W_O", "b_Q", "b_K", "b_V", "b_O", "W_in", "W_gate", "W_out", "b_in",
-    "b_gate", "b_out", "ln1_w", "ln1_b", "ln1_post_w", "ln1_post_b", "ln2_w", "ln2_b",
-    "ln2_post_w", "ln2_post_b", "q_norm_w", "k_norm_w",
+    "W_Q",
+    "W_K",
+    "W_V",
+    "W_O",
+    "b_Q",
+    "b_K",
+    "b_V",
+    "b_O",
+    "W_in",
+    "W_gate",
+    "W_out",
+    "b_in",
+    "b_gate",
+    "b_out",
+    "ln1_w",
+    "ln1_b",
+    "ln1_post_w",
+    "ln1_post_b",
+    "ln2_w",
+    "ln2_b",
+    "ln2_post_w",
+    "ln2_post_b",
+    "q_norm_w",
+    "k_norm_w",
 )
 """What a layer may have; stacked over layers under the same name by ``ModelWeights``."""
 

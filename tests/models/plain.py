@@ -88,8 +88,17 @@ class Tiny(nn.Module):
     """Token and position embedding, blocks, unembedding; no norm anywhere."""
 
     def __init__(
-        self, *, vocab: int, length: int, layers: int, d_model: int, heads: int, d_head: int,
-        d_mlp: int = 0, causal: bool = True, mix: float = 1.0,
+        self,
+        *,
+        vocab: int,
+        length: int,
+        layers: int,
+        d_model: int,
+        heads: int,
+        d_head: int,
+        d_mlp: int = 0,
+        causal: bool = True,
+        mix: float = 1.0,
     ) -> None:
         super().__init__()
         self.embed, self.pos_embed = nn.Embedding(vocab, d_model), nn.Embedding(length, d_model)
@@ -127,8 +136,11 @@ def induction(folder: Path) -> Tiny:
     for i, block in enumerate(net.blocks):
         for name in "qkv":
             at = f"blocks.{i}.attn."
-            _fill(getattr(block.attn, name), w[f"{at}W_{name.upper()}"][0].T,
-                  w[f"{at}b_{name.upper()}"][0])
+            _fill(
+                getattr(block.attn, name),
+                w[f"{at}W_{name.upper()}"][0].T,
+                w[f"{at}b_{name.upper()}"][0],
+            )
         _fill(block.attn.o, w[f"{at}W_O"][0].T, w[f"{at}b_O"])
     _fill(net.unembed, w["unembed.W_U"].T, w["unembed.b_U"])
     return net.eval()
@@ -139,7 +151,14 @@ def clock_pizza(folder: Path, run: str) -> Tiny:
     w = torch.load(folder / f"model_{run}.pt", weights_only=True, map_location="cpu")
     config = json.loads((folder / f"config_{run}.json").read_text())
     net = Tiny(
-        vocab=59, length=2, layers=1, d_model=128, heads=4, d_head=32, d_mlp=512, causal=False,
+        vocab=59,
+        length=2,
+        layers=1,
+        d_model=128,
+        heads=4,
+        d_head=32,
+        d_mlp=512,
+        causal=False,
         mix=float(config["attn_coeff"]),
     )
     attn, mlp = net.blocks[0].attn, net.blocks[0].mlp
@@ -158,6 +177,11 @@ def clock_pizza(folder: Path, run: str) -> Tiny:
 def picture_net() -> nn.Sequential:
     """A small network of 8 × 8 pictures with three channels, five classes."""
     return nn.Sequential(
-        nn.Conv2d(3, 6, 3, padding=1), nn.ReLU(), nn.AvgPool2d(2), nn.Flatten(),
-        nn.Linear(96, 12), nn.ReLU(), nn.Linear(12, 5),
+        nn.Conv2d(3, 6, 3, padding=1),
+        nn.ReLU(),
+        nn.AvgPool2d(2),
+        nn.Flatten(),
+        nn.Linear(96, 12),
+        nn.ReLU(),
+        nn.Linear(12, 5),
     )

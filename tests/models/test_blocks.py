@@ -26,18 +26,43 @@ VARIANTS = [
     ("llama", {"attention_bias": True, "mlp_bias": True, "tie_word_embeddings": True}),
     ("llama", {"head_dim": 10, "num_key_value_heads": 6}),
     ("llama", {"num_key_value_heads": 1}),
-    ("llama", {"rope_parameters": {
-        "rope_type": "llama3", "rope_theta": 100.0, "factor": 4.0, "low_freq_factor": 1.0,
-        "high_freq_factor": 4.0, "original_max_position_embeddings": 16}}),
+    (
+        "llama",
+        {
+            "rope_parameters": {
+                "rope_type": "llama3",
+                "rope_theta": 100.0,
+                "factor": 4.0,
+                "low_freq_factor": 1.0,
+                "high_freq_factor": 4.0,
+                "original_max_position_embeddings": 16,
+            }
+        },
+    ),
     ("llama", {"rope_parameters": {"rope_type": "linear", "rope_theta": 100.0, "factor": 3.0}}),
-    ("llama", {"rope_parameters": {
-        "rope_type": "yarn", "rope_theta": 100.0, "factor": 4.0,
-        "original_max_position_embeddings": 16}}),
+    (
+        "llama",
+        {
+            "rope_parameters": {
+                "rope_type": "yarn",
+                "rope_theta": 100.0,
+                "factor": 4.0,
+                "original_max_position_embeddings": 16,
+            }
+        },
+    ),
     ("mistral", {"sliding_window": None}),
     ("mistral", {"sliding_window": 3, "layer_types": ["full_attention"] * 4}),
     ("qwen2", {"use_sliding_window": True, "sliding_window": 4, "max_window_layers": 2}),
-    ("qwen3", {"use_sliding_window": True, "sliding_window": 4, "max_window_layers": 1,
-               "attention_bias": True}),
+    (
+        "qwen3",
+        {
+            "use_sliding_window": True,
+            "sliding_window": 4,
+            "max_window_layers": 1,
+            "attention_bias": True,
+        },
+    ),
     ("gemma2", {"attn_logit_softcapping": None, "final_logit_softcapping": None}),
 ]
 """Switches of the families that change what a layer does."""
@@ -80,6 +105,7 @@ def test_blocks_keep_the_protocol(family):
 
 def removals(family):
     """Name -> what takes that part away from one set of blocks."""
+
     def each(change):
         return lambda blocks: [change(layer) for layer in blocks.layers]
 
@@ -88,6 +114,7 @@ def removals(family):
             norm = getattr(layer, name)
             flat = torch.zeros_like if norm.order == "gemma" else torch.ones_like
             norm.weight = flat(norm.weight)
+
         return each(change)
 
     def no_bias(name):
@@ -100,8 +127,11 @@ def removals(family):
         return each(lambda layer: setattr(layer, "facts", replace(layer.facts, **change)))
 
     layer = ModelBlocks(hard_model(family)).layers[0]
-    found = {"final norm": lambda blocks: setattr(blocks, "final_norm", None),
-             "scale": fact(scale=0.5), "causal mask": fact(causal=False)}
+    found = {
+        "final norm": lambda blocks: setattr(blocks, "final_norm", None),
+        "scale": fact(scale=0.5),
+        "causal mask": fact(causal=False),
+    }
     for name in ("pre_attn", "post_attn", "pre_mlp", "post_mlp", "q_norm", "k_norm"):
         if getattr(layer, name) is not None:
             found[f"gain of {name}"] = flat_gain(name)
@@ -157,19 +187,24 @@ def test_pieces_of_a_layer_equal_what_hooks_see(family):
     eager.set_attn_implementation("eager")
     with torch.no_grad():
         wanted_pattern = eager(
-            input_ids=TOKENS, use_cache=False, output_attentions=True).attentions[1]
+            input_ids=TOKENS, use_cache=False, output_attentions=True
+        ).attentions[1]
     seen = {}
     layer = module.get_submodule(row.layers)[1]
     layer.register_forward_pre_hook(
-        lambda m, a, k: seen.update(resid=(a or (k["hidden_states"],))[0]), with_kwargs=True)
+        lambda m, a, k: seen.update(resid=(a or (k["hidden_states"],))[0]), with_kwargs=True
+    )
     for name, path in (("z", row.o), ("neurons", row.w_out)):
         layer.get_submodule(path).register_forward_pre_hook(
-            lambda m, a, n=name: seen.update({n: a[0]}))
+            lambda m, a, n=name: seen.update({n: a[0]})
+        )
         layer.get_submodule(path).register_forward_hook(
-            lambda m, a, out, n=name: seen.update({f"{n} sum": out}))
+            lambda m, a, out, n=name: seen.update({f"{n} sum": out})
+        )
     for kind in ("attn_out", "mlp_out"):
         layer.get_submodule(row.place(kind).path).register_forward_hook(
-            lambda m, a, out, n=kind: seen.update({n: out[0] if isinstance(out, tuple) else out}))
+            lambda m, a, out, n=kind: seen.update({n: out[0] if isinstance(out, tuple) else out})
+        )
     raw(module)
     R, T = TOKENS.shape
     block, position = blocks.layers[1], torch.arange(T)
@@ -182,8 +217,14 @@ def test_pieces_of_a_layer_equal_what_hooks_see(family):
         attn = block.add_attn(total)
         neurons = block.neurons(x if block.parallel else x + attn)
         out = block.mlp_sum(neurons)
-        given = {"z": z.flatten(2), "z sum": total, "attn_out": attn, "neurons": neurons,
-                 "neurons sum": out, "mlp_out": block.add_mlp(out)}
+        given = {
+            "z": z.flatten(2),
+            "z sum": total,
+            "attn_out": attn,
+            "neurons": neurons,
+            "neurons sum": out,
+            "mlp_out": block.add_mlp(out),
+        }
     for name, value in given.items():
         wanted = seen[name].reshape(value.shape)
         assert (value - wanted).abs().max() <= 1e-9 * wanted.std(), name
@@ -250,8 +291,10 @@ def test_blocks_have_the_modules_gradients(family):
     blocks = ModelBlocks(module)
     weights = dict(module.named_parameters())
     grads = []
-    for forward in (lambda: module(input_ids=TOKENS, use_cache=False).logits,
-                    lambda: blocks.forward(TOKENS)):
+    for forward in (
+        lambda: module(input_ids=TOKENS, use_cache=False).logits,
+        lambda: blocks.forward(TOKENS),
+    ):
         score = forward()[:, -1, :5].sum()
         grads.append(torch.autograd.grad(score, list(weights.values()), allow_unused=True))
     for name, wanted, given in zip(weights, *grads, strict=True):
@@ -277,8 +320,9 @@ def test_blocks_mix_no_devices(family):
     module = hard_model(family).to("meta")
     blocks = ModelBlocks(module)
     with torch.no_grad(), pytest.raises(RuntimeError, match="device"):
-        blocks.embed(torch.zeros(2, dtype=torch.long, device="meta"), torch.arange(2)) + \
-            torch.zeros(48)
+        blocks.embed(
+            torch.zeros(2, dtype=torch.long, device="meta"), torch.arange(2)
+        ) + torch.zeros(48)
     with torch.no_grad():
         logits = blocks.forward(torch.zeros(2, 12, dtype=torch.long, device="meta"))
         assert blocks.device.type == logits.device.type == "meta"
@@ -311,9 +355,15 @@ def test_inputs_are_never_changed(family):
     position = torch.arange(12)
     x = torch.randn(12, 48)
     with torch.no_grad():
-        for call in (lambda x: block.qkv(x, position), lambda x: block.kv(x, position),
-                     lambda x: block.queries(x, position), block.neurons, block.add_attn,
-                     block.add_mlp, blocks.unembed):
+        for call in (
+            lambda x: block.qkv(x, position),
+            lambda x: block.kv(x, position),
+            lambda x: block.queries(x, position),
+            block.neurons,
+            block.add_attn,
+            block.add_mlp,
+            blocks.unembed,
+        ):
             before = x.clone()
             call(x)
             assert torch.equal(x, before)

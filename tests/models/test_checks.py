@@ -54,7 +54,11 @@ def test_an_untouched_model_passes_everything_in_under_a_second(model: Any):
 
     found = checked(model)
     assert list(found) == [
-        "unwrapped_logits", "blocks_logits", "telescopes", "identity_patch", "edits_fire",
+        "unwrapped_logits",
+        "blocks_logits",
+        "telescopes",
+        "identity_patch",
+        "edits_fire",
         "scales_fire",
     ]
     assert all(c.passed for c in found.values()), found
@@ -126,9 +130,7 @@ def test_an_edit_that_nothing_reads_turns_edits_fire_amber(model: Any):
 
     model._call = call
     try:
-        with retapped(
-            model, "pattern", lambda tap: Tap(idle, layout=Layout("heads_first"))
-        ):
+        with retapped(model, "pattern", lambda tap: Tap(idle, layout=Layout("heads_first"))):
             found = checked(model)
     finally:
         del model._call
@@ -147,9 +149,7 @@ def test_a_divisor_that_cannot_be_changed_turns_scales_fire_amber(model: Any):
         def apply(self, out: Any, *rest: Any) -> Any:
             return out
 
-    with retapped(
-        model, "ln2_scale", lambda tap: replace(tap, divisor=Stuck(tap.divisor))
-    ):
+    with retapped(model, "ln2_scale", lambda tap: replace(tap, divisor=Stuck(tap.divisor))):
         found = checked(model)
     assert {n for n, c in found.items() if not c.passed} == {"scales_fire"}
     assert found["scales_fire"].value == 0
@@ -181,6 +181,4 @@ def test_the_telescope_and_the_identity_hold_for_every_layer_and_position_by_the
 def test_tolerances_grow_with_depth_where_rounding_does():
     assert tolerance(torch.float64, 40) == 1e-10
     assert tolerance(torch.float32, 12) == pytest.approx(12e-5)
-    assert tolerance(torch.bfloat16, 4) > tolerance(torch.float16, 4) > tolerance(
-        torch.float32, 4
-    )
+    assert tolerance(torch.bfloat16, 4) > tolerance(torch.float16, 4) > tolerance(torch.float32, 4)

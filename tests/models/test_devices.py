@@ -80,9 +80,7 @@ def test_nnsight_leaves_the_model_on_the_device_asked_for(monkeypatch: pytest.Mo
 def test_auto_takes_the_accelerator_with_room_for_the_whole_model(
     monkeypatch: pytest.MonkeyPatch,
 ):
-    assert load_model("zoo:random-gpt2", device="auto", verify=False).device.type in (
-        "cpu", "cuda"
-    )
+    assert load_model("zoo:random-gpt2", device="auto", verify=False).device.type in ("cpu", "cuda")
     free = {0: 2_000, 1: 9_000}
     monkeypatch.setattr(torch.cuda, "device_count", lambda: len(free))
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda n: (free[n], 10_000))

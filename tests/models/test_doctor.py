@@ -22,7 +22,14 @@ def report() -> dict[str, Any]:
 def test_the_report_is_plain_json_with_every_part(report: dict[str, Any]):
     assert json.loads(json.dumps(report)) == report
     assert set(report) == {
-        "model", "shape", "checks", "capabilities", "versions", "drift", "seconds", "ok",
+        "model",
+        "shape",
+        "checks",
+        "capabilities",
+        "versions",
+        "drift",
+        "seconds",
+        "ok",
     }
     assert report["ok"] and all(c["passed"] for c in report["checks"])
     assert report["model"]["id"] == "zoo:random-llama"
@@ -45,8 +52,15 @@ def test_rounding_grows_as_the_dtype_shrinks(report: dict[str, Any]):
 def test_the_text_says_what_holds_what_it_can_and_what_it_cannot(report: dict[str, Any]):
     text = readable(report)
     for words in (
-        "zoo:random-llama", "LlamaForCausalLM", "Self-checks", "resid_mid", "Cannot",
-        "no norm after attention", "bfloat16", "transformers", "(2 key/value)",
+        "zoo:random-llama",
+        "LlamaForCausalLM",
+        "Self-checks",
+        "resid_mid",
+        "Cannot",
+        "no norm after attention",
+        "bfloat16",
+        "transformers",
+        "(2 key/value)",
     ):
         assert words in text, words
     assert max(map(len, text.splitlines())) < 130

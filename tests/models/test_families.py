@@ -111,8 +111,23 @@ def test_every_path_of_the_table_names_a_module(architecture):
     layer = module.get_submodule(row.layers)[0]
     for path in (row.embed, row.final_norm, row.unembed, row.position_embed, row.rotary):
         assert path is None or module.get_submodule(path) is not None
-    names = ("attention", "q", "k", "v", "o", "mlp", "w_in", "w_out", "gate", "pre_attn",
-             "post_attn", "pre_mlp", "post_mlp", "q_norm", "k_norm")
+    names = (
+        "attention",
+        "q",
+        "k",
+        "v",
+        "o",
+        "mlp",
+        "w_in",
+        "w_out",
+        "gate",
+        "pre_attn",
+        "post_attn",
+        "pre_mlp",
+        "post_mlp",
+        "q_norm",
+        "k_norm",
+    )
     for name in names:
         path = getattr(row, name)
         assert path is None or layer.get_submodule(path) is not None, name
@@ -124,8 +139,13 @@ def test_a_place_holds_a_tensor_of_its_sites_width(family):
     module = hard_model(family)
     row, shape = family_of(module), shape_of(module)
     layer = module.get_submodule(row.layers)[1]
-    d = {"d_model": shape.d_model, "neuron": shape.d_mlp, "vocab": shape.vocab,
-         "head": shape.n_heads * shape.d_head, "kv_head": shape.n_kv_heads * shape.d_head}
+    d = {
+        "d_model": shape.d_model,
+        "neuron": shape.d_mlp,
+        "vocab": shape.vocab,
+        "head": shape.n_heads * shape.d_head,
+        "kv_head": shape.n_kv_heads * shape.d_head,
+    }
     caught: dict[str, torch.Size] = {}
 
     def catch(kind, value):
@@ -141,8 +161,8 @@ def test_a_place_holds_a_tensor_of_its_sites_width(family):
         target = owner.get_submodule(place.path) if place.path else owner
         if place.side == "input":
             target.register_forward_pre_hook(
-                lambda m, a, k, kind=kind: catch(kind, a or (k["hidden_states"],)),
-                with_kwargs=True)
+                lambda m, a, k, kind=kind: catch(kind, a or (k["hidden_states"],)), with_kwargs=True
+            )
         else:
             target.register_forward_hook(lambda m, a, out, kind=kind: catch(kind, out))
     logits(module)

@@ -75,7 +75,8 @@ def test_a_saved_checkpoint_is_read_back_bit_for_bit(family, tmp_path):
         assert loaded.weight_hash == hash_module(module)
     assert torch.equal(loaded.reference, raw(module, loaded.probe))
     assert loaded.probe.shape[1] > max(
-        (f.window or 0) for f in (b.facts for b in ModelBlocks(module).layers))
+        (f.window or 0) for f in (b.facts for b in ModelBlocks(module).layers)
+    )
 
 
 @pytest.mark.parametrize("dtype", ["float64", "float32", "bfloat16", "float16", "bf16"])
@@ -108,9 +109,14 @@ def test_shards_in_any_split_have_the_same_hash_and_logits(llama, tmp_path):
     write_tensors(llama / "b.safetensors", {n: tensors[n] for n in names[:5]})
     write_tensors(llama / "a.safetensors", {n: tensors[n] for n in names[5:]})
     (llama / "model.safetensors").unlink()
-    (llama / "model.safetensors.index.json").write_text(json.dumps({
-        "metadata": {}, "weight_map": {n: f"{'b' if n in names[:5] else 'a'}.safetensors"
-                                       for n in names}}))
+    (llama / "model.safetensors.index.json").write_text(
+        json.dumps(
+            {
+                "metadata": {},
+                "weight_map": {n: f"{'b' if n in names[:5] else 'a'}.safetensors" for n in names},
+            }
+        )
+    )
     split = load(llama)
     assert split.weight_hash == whole.weight_hash
     assert torch.equal(split.reference, whole.reference)
@@ -143,8 +149,10 @@ def test_a_config_for_other_sizes_is_refused(llama):
     config = json.loads((llama / "config.json").read_text())
     for change, reason in (
         ({"intermediate_size": 96}, "wrong shape|cannot be read"),
-        ({"num_hidden_layers": 3}, "hold 2 layers"), ({"num_hidden_layers": 1}, "hold 2 layers"),
-        ({"hidden_act": "magic"}, "cannot be read"), ({"num_attention_heads": 7}, "cannot be read"),
+        ({"num_hidden_layers": 3}, "hold 2 layers"),
+        ({"num_hidden_layers": 1}, "hold 2 layers"),
+        ({"hidden_act": "magic"}, "cannot be read"),
+        ({"num_attention_heads": 7}, "cannot be read"),
     ):
         (llama / "config.json").write_text(json.dumps({**config, **change}))
         with pytest.raises(RefusedError, match=reason):
@@ -164,8 +172,10 @@ def test_the_names_of_the_first_gpt2_checkpoints_are_understood(tmp_path):
     """No ``transformer.`` in front, the causal mask among the weights, no unembedding."""
     module = hard_model("gpt2", num_hidden_layers=2)
     folder = save_checkpoint(module, tmp_path / "m")
-    old = {n.removeprefix("transformer."): t
-           for n, t in read_tensors(folder / "model.safetensors").items()}
+    old = {
+        n.removeprefix("transformer."): t
+        for n, t in read_tensors(folder / "model.safetensors").items()
+    }
     for layer in range(2):
         old[f"h.{layer}.attn.bias"] = torch.ones(1, 1, 64, 64)
     write_tensors(folder / "model.safetensors", old)
@@ -217,7 +227,8 @@ def test_a_live_module_is_copied(tmp_path):
     folder = save_checkpoint(module, tmp_path / "m")
     assert loaded.weight_hash == load(folder).weight_hash
     assert {p.dtype for p in load(module.double(), dtype=None).module.parameters()} == {
-        torch.float64}
+        torch.float64
+    }
 
 
 def test_load_model_names_unknown_backends_and_sources():
@@ -256,9 +267,36 @@ def test_a_hub_id_in_the_cache_opens_offline_pinned_to_its_commit(cache, llama):
     assert loaded.id == f"someone/tiny@{COMMIT}"
     assert torch.equal(loaded.reference, load(llama).reference)
     assert loaded.source["commit"] == COMMIT
-    for source, revision in (("someone/tiny", "v1"), ("someone/tiny@v1", None),
-                             (f"someone/tiny@{COMMIT}", None)):
+    for source, revision in (
+        ("someone/tiny", "v1"),
+        ("someone/tiny@v1", None),
+        (f"someone/tiny@{COMMIT}", None),
+    ):
         assert load(source, revision=revision).id == loaded.id
+
+
+def test_an_id_without_an_owner_opens_from_the_cache_as_any_other(cache, tmp_path):
+    """``gpt2``: one word, a GPT-2 checkpoint, a revision of its own, and the whole way through."""
+    folder = save_checkpoint(hard_model("gpt2"), tmp_path / "g")
+    repo = cache / "models--gpt2"
+    (repo / "refs").mkdir(parents=True)
+    shutil.copytree(folder, repo / "snapshots" / COMMIT)
+    (repo / "refs" / "main").write_text(COMMIT)
+    model = load_model("gpt2")
+    assert model.id == f"gpt2@{COMMIT}" and all(c.passed for c in model.checks)
+    with pytest.raises(RefusedError, match="at step1000"):
+        load_model("gpt2", revision="step1000")
+    with pytest.raises(RefusedError, match="Did you mean gpt2"):
+        load_model("gtp2")
+
+
+def test_a_gated_id_found_in_the_cache_opens_and_one_that_is_not_gets_a_sentence(cache):
+    """The hub leaves a note of files it refused; offline such a model has no files."""
+    gone = cache / "models--owner--gated" / ".no_exist" / COMMIT
+    gone.mkdir(parents=True)
+    (gone / "config.json").write_text("")
+    with pytest.raises((RefusedError, UsageError), match="owner/gated"):
+        load("owner/gated")
 
 
 def test_an_id_that_is_not_in_the_cache_gets_a_sentence_with_what_works(cache):
@@ -290,11 +328,14 @@ def answer(kind):
     return kind("no", response=httpx2.Response(403, request=request))
 
 
-@pytest.mark.parametrize(("kind", "expected", "words"), [
-    (errors.GatedRepoError, RefusedError, "gated.*hf auth login.*What works now"),
-    (errors.RepositoryNotFoundError, UsageError, "has no model 'a/b'.*spelling"),
-    (errors.RevisionNotFoundError, UsageError, "no revision 'dev'"),
-])
+@pytest.mark.parametrize(
+    ("kind", "expected", "words"),
+    [
+        (errors.GatedRepoError, RefusedError, "gated.*hf auth login.*What works now"),
+        (errors.RepositoryNotFoundError, UsageError, "has no model 'a/b'.*spelling"),
+        (errors.RevisionNotFoundError, UsageError, "no revision 'dev'"),
+    ],
+)
 def test_what_the_hub_refuses_is_told_in_a_sentence(monkeypatch, kind, expected, words):
     def refuse(*_, **__):
         raise answer(kind)
@@ -305,8 +346,11 @@ def test_what_the_hub_refuses_is_told_in_a_sentence(monkeypatch, kind, expected,
 
 
 def test_no_connection_and_a_full_disk_are_told_in_a_sentence(monkeypatch):
-    for error, words in ((ConnectionError("offline"), "hub was not reached"),
-                         (OSError(28, "No space left on device"), "disk is full")):
+    for error, words in (
+        (ConnectionError("offline"), "hub was not reached"),
+        (OSError(28, "No space left on device"), "disk is full"),
+    ):
+
         def fail(*_, error=error, **__):
             raise error
 
@@ -370,8 +414,10 @@ def test_adder_adds_without_a_tokenizer(test_data):
     loaded = load(test_data / "adder" / "hf")
     assert loaded.tokenizer is None
     blocks = ModelBlocks(loaded.module)
-    a, b = (x.flatten() for x in torch.meshgrid(
-        torch.arange(0, 100, 3), torch.arange(0, 100, 3), indexing="ij"))
+    a, b = (
+        x.flatten()
+        for x in torch.meshgrid(torch.arange(0, 100, 3), torch.arange(0, 100, 3), indexing="ij")
+    )
     tokens = torch.stack([a // 10, a % 10, b // 10, b % 10], 1)
     with torch.no_grad():
         for _ in range(3):

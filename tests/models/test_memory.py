@@ -25,10 +25,15 @@ def alive() -> int:
     return sum(found.values())
 
 
-@pytest.mark.parametrize(("family", "backend"), [
-    ("gpt2", "transformer_lens"), ("gpt_neox", "transformer_lens"), ("llama", "nnsight"),
-    ("llama", "torch_module"),
-])
+@pytest.mark.parametrize(
+    ("family", "backend"),
+    [
+        ("gpt2", "transformer_lens"),
+        ("gpt_neox", "transformer_lens"),
+        ("llama", "nnsight"),
+        ("llama", "torch_module"),
+    ],
+)
 def test_a_run_keeps_what_was_read_and_nothing_more(family: str, backend: str):
     model: Any = load_model(hard_model(family), backend=backend, verify=False)
     tokens = prompts(8, 48)

@@ -106,6 +106,41 @@ def test_a_run_that_fails_leaves_the_model_as_it_was():
 def test_generation_is_transformer_lenss():
     prompt = prompts(1, 6)[0].tolist()
     edits = [Edit(Site("mlp_out", layer=0), "zero")]
-    one, two = (wrapped("qwen2", b).generate(prompt, edits=edits, max_tokens=6)
-                for b in ("transformer_lens", "nnsight"))
+    one, two = (
+        wrapped("qwen2", b).generate(prompt, edits=edits, max_tokens=6)
+        for b in ("transformer_lens", "nnsight")
+    )
     assert one == two
+
+
+def test_provenance_counts_the_passes_that_ran_elsewhere():
+    import interp
+
+    model = load_model("zoo:random-llama", backend="nnsight", verify=False)
+    pairs = interp.PromptPairs.from_tokens([[4, 7, 1, 5]], [[4, 7, 3, 5]], [9], [8])
+    here = interp.run(interp.methods.NextTokens(), model, pairs, progress=False)
+    assert "remote_runs" not in here.provenance
+    with model.elsewhere("local"):
+        there = interp.run(interp.methods.NextTokens(), model, pairs, progress=False)
+    assert there.provenance["remote_runs"] >= 1
+    assert torch.allclose(
+        torch.as_tensor(here.data["probability"].values),
+        torch.as_tensor(there.data["probability"].values),
+        atol=1e-6,
+    )
+    again = interp.run(interp.methods.NextTokens(), model, pairs, progress=False)
+    assert "remote_runs" not in again.provenance, "it ends where the with-block ends"
+
+
+def test_no_ref_knob_or_argument_that_a_link_could_carry_asks_for_a_remote_run():
+    import inspect
+
+    import interp
+    from interp.methods import METHODS
+
+    for call in (interp.run, interp.load_model):
+        assert "remote" not in inspect.signature(call).parameters
+    assert not [k for k, m in METHODS.items() if any("remote" in f for f in m.model_fields)]
+    for ref in ("zoo:random-llama?remote=1", "zoo:random-llama#remote", "remote:gpt2"):
+        with pytest.raises(UsageError):
+            load_model(ref, backend="nnsight")

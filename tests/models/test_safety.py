@@ -45,8 +45,9 @@ class Canary:
 def test_a_sound_folder_passes(folder):
     seen = safety.inspect(folder)
     assert seen.family.name == "llama"
-    assert seen.n_params == sum(p.numel() for p in hard_model(
-        "llama", num_hidden_layers=1).parameters())
+    assert seen.n_params == sum(
+        p.numel() for p in hard_model("llama", num_hidden_layers=1).parameters()
+    )
     assert seen.size_bytes == 4 * seen.n_params
     assert not seen.has_tokenizer
 
@@ -128,7 +129,9 @@ def test_a_converted_checkpoint_opens_and_gives_the_same_logits(folder, tmp_path
     (old / "training_args.bin").write_bytes(b"not a checkpoint")
     done = subprocess.run(
         [sys.executable, "-m", "interp.models.convert", str(old), str(tmp_path / "new")],
-        capture_output=True, text=True, cwd=Path(__file__).parents[2],
+        capture_output=True,
+        text=True,
+        cwd=Path(__file__).parents[2],
     )
     assert done.returncode == 0, done.stderr
     assert str(tmp_path / "new") in done.stdout
@@ -164,12 +167,19 @@ def test_a_folder_without_weights_or_config_says_so(folder, tmp_path):
         load(tmp_path / "empty")
 
 
-@pytest.mark.parametrize(("architecture", "reason"), [
-    ("BertForMaskedLM", "encoder"), ("T5ForConditionalGeneration", "decoder"),
-    ("MixtralForCausalLM", "experts"), ("MambaForCausalLM", "recurrent"),
-    ("LlavaForConditionalGeneration", "decoder|text"), ("LlamaModel", "without the head"),
-    ("LlamaForSequenceClassification", "classifier"), ("FancyForCausalLM", "Known"),
-])
+@pytest.mark.parametrize(
+    ("architecture", "reason"),
+    [
+        ("BertForMaskedLM", "encoder"),
+        ("T5ForConditionalGeneration", "decoder"),
+        ("MixtralForCausalLM", "experts"),
+        ("MambaForCausalLM", "recurrent"),
+        ("LlavaForConditionalGeneration", "decoder|text"),
+        ("LlamaModel", "without the head"),
+        ("LlamaForSequenceClassification", "classifier"),
+        ("FancyForCausalLM", "Known"),
+    ],
+)
 def test_an_unknown_architecture_is_refused_with_its_reason(folder, architecture, reason):
     change(folder, architectures=[architecture])
     with pytest.raises(RefusedError, match=reason):
@@ -233,17 +243,29 @@ def file_of(header: bytes, data: bytes = b"", length: int | None = None) -> byte
     return struct.pack("<Q", len(header) if length is None else length) + header + data
 
 
-@pytest.mark.parametrize("content", [
-    b"", b"1234", file_of(b"{}", length=10**12), file_of(b"not json"), file_of(b"[]"),
-    file_of(b'{"a":{"dtype":"F32","shape":[2],"data_offsets":[0,8]}}', b"1234"),
-    file_of(b'{"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}}', b"123456"),
-    file_of(b'{"a":{"dtype":"F32","shape":[3],"data_offsets":[0,4]}}', b"1234"),
-    file_of(b'{"a":{"dtype":"F32","shape":[1],"data_offsets":[4,8]}}', b"12345678"),
-    file_of(b'{"a":{"dtype":"F32","shape":[-1],"data_offsets":[0,-4]}}', b""),
-    file_of(b'{"a":{"dtype":"F32"}}'), file_of(b'{"a":1}'),
-    file_of(b'{"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]},'
-            b'"b":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}}', b"1234"),
-], ids=range(13))
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"1234",
+        file_of(b"{}", length=10**12),
+        file_of(b"not json"),
+        file_of(b"[]"),
+        file_of(b'{"a":{"dtype":"F32","shape":[2],"data_offsets":[0,8]}}', b"1234"),
+        file_of(b'{"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}}', b"123456"),
+        file_of(b'{"a":{"dtype":"F32","shape":[3],"data_offsets":[0,4]}}', b"1234"),
+        file_of(b'{"a":{"dtype":"F32","shape":[1],"data_offsets":[4,8]}}', b"12345678"),
+        file_of(b'{"a":{"dtype":"F32","shape":[-1],"data_offsets":[0,-4]}}', b""),
+        file_of(b'{"a":{"dtype":"F32"}}'),
+        file_of(b'{"a":1}'),
+        file_of(
+            b'{"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]},'
+            b'"b":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}}',
+            b"1234",
+        ),
+    ],
+    ids=range(13),
+)
 def test_a_damaged_safetensors_file_is_refused(folder, content):
     (folder / "model.safetensors").write_bytes(content)
     with pytest.raises(UnsafeError, match="no intact safetensors"):
@@ -276,8 +298,11 @@ def test_listing_names_good_and_bad_folders_without_torch(folder, tmp_path):
         "print(json.dumps(found))"
     )
     done = subprocess.run(
-        [sys.executable, "-c", program, str(tmp_path)], capture_output=True, text=True,
-        cwd=Path(__file__).parents[2], env={**os.environ, "PYTHONPATH": "."},
+        [sys.executable, "-c", program, str(tmp_path)],
+        capture_output=True,
+        text=True,
+        cwd=Path(__file__).parents[2],
+        env={**os.environ, "PYTHONPATH": "."},
     )
     assert done.returncode == 0, done.stderr
     found = {m["ref"]: m for m in json.loads(done.stdout)}

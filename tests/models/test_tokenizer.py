@@ -23,7 +23,8 @@ def words(bos="<s>"):
     raw = Tokenizer(models.WordLevel({w: i for i, w in enumerate(WORDS)}, unk_token="<unk>"))
     raw.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     return transformers.PreTrainedTokenizerFast(
-        tokenizer_object=raw, bos_token=bos, unk_token="<unk>")
+        tokenizer_object=raw, bos_token=bos, unk_token="<unk>"
+    )
 
 
 def byte_level(text):
@@ -32,11 +33,15 @@ def byte_level(text):
     raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     raw.decoder = decoders.ByteLevel()
     trainer = tokenizers.trainers.BpeTrainer(
-        vocab_size=300, special_tokens=["<|endoftext|>"],
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False)
+        vocab_size=300,
+        special_tokens=["<|endoftext|>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
     raw.train_from_iterator([text], trainer)
     return transformers.PreTrainedTokenizerFast(
-        tokenizer_object=raw, bos_token="<|endoftext|>", eos_token="<|endoftext|>")
+        tokenizer_object=raw, bos_token="<|endoftext|>", eos_token="<|endoftext|>"
+    )
 
 
 def metaspace():
@@ -45,8 +50,9 @@ def metaspace():
     vocab += [(f"<0x{b:02X}>", -9.0) for b in range(256)]
     raw = Tokenizer(models.Unigram(vocab, 0, byte_fallback=True))
     raw.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="never", split=False)
-    raw.decoder = decoders.Sequence([
-        decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()])
+    raw.decoder = decoders.Sequence(
+        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]
+    )
     return transformers.PreTrainedTokenizerFast(tokenizer_object=raw, bos_token="<s>")
 
 
@@ -99,10 +105,20 @@ def test_bos_is_there_by_default_where_the_family_has_it_and_the_tokenizer_too()
     assert TextTokenizer(words(), default_bos=True).encode("Mary", bos=False) == [2]
 
 
-@pytest.mark.parametrize(("family", "bos"), [
-    ("gpt2", True), ("llama", True), ("gemma2", True), ("mistral", True), ("gpt_neo", True),
-    ("gpt_neox", False), ("qwen2", False), ("qwen3", False), ("olmo2", False),
-])
+@pytest.mark.parametrize(
+    ("family", "bos"),
+    [
+        ("gpt2", True),
+        ("llama", True),
+        ("gemma2", True),
+        ("mistral", True),
+        ("gpt_neo", True),
+        ("gpt_neox", False),
+        ("qwen2", False),
+        ("qwen3", False),
+        ("olmo2", False),
+    ],
+)
 def test_each_familys_checkpoint_has_its_default_bos(family, bos, tmp_path):
     folder = save_checkpoint(hard_model(family, num_hidden_layers=1), tmp_path / "m", words())
     loaded = load(folder)
@@ -160,7 +176,8 @@ def test_a_tokenizer_with_code_or_garbage_is_refused(tmp_path):
 def test_gpt2s_published_vocabulary_is_read_without_a_tokenizer_json(tmp_path, test_data):
     source = test_data / "gpt2_tokenizer"
     folder = save_checkpoint(
-        hard_model("gpt2", num_hidden_layers=1, vocab_size=50257, hidden_size=12), tmp_path / "m")
+        hard_model("gpt2", num_hidden_layers=1, vocab_size=50257, hidden_size=12), tmp_path / "m"
+    )
     (folder / "vocab.json").write_bytes((source / "encoder.json").read_bytes())
     (folder / "merges.txt").write_bytes((source / "vocab.bpe").read_bytes())
     tok = load(folder).tokenizer

@@ -20,7 +20,13 @@ P = 59
 def tiny(**more: Any) -> Tiny:
     torch.manual_seed(1)
     sizes = {
-        "vocab": 11, "length": 9, "layers": 2, "d_model": 12, "heads": 3, "d_head": 4, "d_mlp": 20,
+        "vocab": 11,
+        "length": 9,
+        "layers": 2,
+        "d_model": 12,
+        "heads": 3,
+        "d_head": 4,
+        "d_mlp": 20,
     }
     net = Tiny(**{**sizes, **more})
     for parameter in net.parameters():
@@ -45,8 +51,12 @@ def by_hand(net: Tiny) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
     attn, seen = net.blocks[1].attn, {"resid_pre": x}
     for name in "qkv":
         seen[name] = torch.stack(
-            [x @ getattr(attn, name).weight[4 * h : 4 * h + 4].T
-             + getattr(attn, name).bias[4 * h : 4 * h + 4] for h in range(3)], dim=2
+            [
+                x @ getattr(attn, name).weight[4 * h : 4 * h + 4].T
+                + getattr(attn, name).bias[4 * h : 4 * h + 4]
+                for h in range(3)
+            ],
+            dim=2,
         )
     scores = torch.einsum("bthe,bshe->bths", seen["q"], seen["k"]) / 2
     later = torch.ones(5, 5).triu(1).bool()[None, :, None]
@@ -72,7 +82,11 @@ def test_a_site_map_gives_a_hand_written_transformer_every_value_written_out():
     assert all(c.passed for c in model.checks), model.checks
     shape = model.shape
     assert (shape.n_layers, shape.n_heads, shape.d_model, shape.d_head, shape.d_mlp) == (
-        2, 3, 12, 4, 20
+        2,
+        3,
+        12,
+        4,
+        20,
     )
 
 
@@ -83,7 +97,8 @@ def test_edits_at_mapped_sites_flow_on_from_where_they_stand():
     run = model.run(TOKENS, edits=[Edit(mid, 2.0, mode="add")], read=reads)
     assert close(run.reads[post], run.reads[mid] + run.reads[mlp]) < 1e-12
     run = model.run(
-        TOKENS, read=reads,
+        TOKENS,
+        read=reads,
         edits=[Edit(Site("pattern", layer=1, head=2, position=4), torch.eye(5)[1])],
     )
     assert close(run.reads[z][:, 4, 2], run.reads[v][:, 1, 2]) < 1e-12
@@ -111,7 +126,8 @@ def test_no_causal_mask_is_assumed_where_there_is_none():
 
 def test_the_patched_heads_of_the_induction_model_are_the_known_pair(test_data: Any):
     model = load_model(
-        induction(test_data / "induction"), example=[[0, 1, 2, 3, 4, 5, 6, 0]],
+        induction(test_data / "induction"),
+        example=[[0, 1, 2, 3, 4, 5, 6, 0]],
         site_map={**SITES, "n_heads": 1, "n_ctx": 8},
     )
     generator = torch.Generator().manual_seed(0)
@@ -135,12 +151,42 @@ def test_the_patched_heads_of_the_induction_model_are_the_known_pair(test_data: 
         assert score(corrupt, Edit(head, source[head])) - base > 0.5 * (whole - base), head
         assert score(clean, Edit(head, source[head].mean((0, 1)))) < 0.35 * whole, head
     # What the first passes on enters the second's key, and neither its query nor its value.
-    after = model.run(corrupt, edits=[Edit(heads[0], source[heads[0]])],
-                      read=[Site(k, layer=1) for k in "qkv"]).reads
-    gains = {
-        s.kind: score(corrupt, Edit(s, v)) - base for s, v in after.items()
-    }
+    after = model.run(
+        corrupt, edits=[Edit(heads[0], source[heads[0]])], read=[Site(k, layer=1) for k in "qkv"]
+    ).reads
+    gains = {s.kind: score(corrupt, Edit(s, v)) - base for s, v in after.items()}
     assert gains["k"] > 0.5 * (whole - base) > 5 * max(abs(gains["q"]), abs(gains["v"])), gains
+
+
+def test_activation_patching_finds_the_induction_pair_and_says_what_it_cost(test_data: Any):
+    import interp
+
+    model = load_model(
+        induction(test_data / "induction"),
+        example=[[0, 1, 2, 3, 4, 5, 6, 0]],
+        site_map={**SITES, "n_heads": 1, "n_ctx": 8},
+    )
+    generator = torch.Generator().manual_seed(0)
+    letters = torch.stack([torch.randperm(26, generator=generator) for _ in range(40)])
+    clean, corrupt = letters[:, :8].clone(), letters[:, :8].clone()
+    clean[:, 7] = corrupt[:, 7] = clean[:, 3]
+    corrupt[:, 3] = letters[:, 9]
+    pairs = interp.PromptPairs.from_tokens(
+        clean.tolist(), corrupt.tolist(), clean[:, 4].tolist(), clean[:, 2].tolist()
+    )
+    result = interp.run(
+        interp.methods.ActivationPatching(site="z", axes="layer,head,position"),
+        model,
+        pairs,
+        progress=False,
+    )
+    effect = result.data["effect"].isel(head=0).values  # [layer, position]
+    # L0H0 writes at the letter after the repeated one; L1H0 reads it at the last position.
+    assert effect[0].argmax() == 4 and effect[0, 4] > 0.5, effect
+    assert effect[1].argmax() == 7 and effect[1, 7] > 0.5, effect
+    rest = [abs(effect[n, p]) for n, own in ((0, 4), (1, 7)) for p in range(8) if p != own]
+    assert max(rest) < 0.25
+    assert "whole forward pass" in result.provenance["slow path"]
 
 
 def symmetricity(model: Any) -> float:
@@ -156,14 +202,13 @@ def symmetricity(model: Any) -> float:
     return float(torch.cosine_similarity(grad[:, 0], grad[:, 1], dim=-1).mean())
 
 
-@pytest.mark.parametrize(
-    ("run", "published"), [("p99zdpze5l", 0.9937), ("l8k1hzciux", 0.3336)]
-)
+@pytest.mark.parametrize(("run", "published"), [("p99zdpze5l", 0.9937), ("l8k1hzciux", 0.3336)])
 def test_pizza_and_clock_behave_alike_and_differ_in_gradient_symmetricity(
     run: str, published: float, test_data: Any
 ):
     model = load_model(
-        clock_pizza(test_data / "clock_pizza", run), example=[[1, 2]],
+        clock_pizza(test_data / "clock_pizza", run),
+        example=[[1, 2]],
         site_map={**SITES, **MLP_SITES, "n_heads": 4},
     )
     pairs = torch.cartesian_prod(torch.arange(P), torch.arange(P))
@@ -181,8 +226,9 @@ def test_a_network_of_pictures_has_its_input_any_module_and_its_outputs():
     model = load_model(net, example=pictures)
     assert [s.kind for s in model.sites] == ["input", "logits"]
     conv, relu = Site("module", path="0"), Site("module", path="5")
-    run = model.run(LabelledInputs(pictures, [0, 1, 2, 3]), read=[Site("input"), conv, relu],
-                    grad=True)
+    run = model.run(
+        LabelledInputs(pictures, [0, 1, 2, 3]), read=[Site("input"), conv, relu], grad=True
+    )
     expected = net(torch.as_tensor(pictures, dtype=torch.float32))
     assert close(run.logits, expected) < 1e-6
     x = torch.as_tensor(pictures, dtype=torch.float32).requires_grad_()
@@ -200,13 +246,20 @@ def test_the_mnist_net_keeps_its_published_accuracy(test_data: Any):
 
     weights = torch.load(test_data / "mnist" / "mnist_fc_3layer.pth", weights_only=True)
     net = nn.Sequential(
-        nn.Flatten(), nn.Linear(784, 128), nn.ReLU(), nn.Linear(128, 64), nn.ReLU(),
+        nn.Flatten(),
+        nn.Linear(784, 128),
+        nn.ReLU(),
+        nn.Linear(128, 64),
+        nn.ReLU(),
         nn.Linear(64, 10),
     )
-    net.load_state_dict({
-        f"{at}.{n}": weights[f"fc{i + 1}.{n}"] for i, at in enumerate((1, 3, 5))
-        for n in ("weight", "bias")
-    })
+    net.load_state_dict(
+        {
+            f"{at}.{n}": weights[f"fc{i + 1}.{n}"]
+            for i, at in enumerate((1, 3, 5))
+            for n in ("weight", "bias")
+        }
+    )
     folder = test_data / "mnist"
     with gzip.open(folder / "t10k-images-idx3-ubyte.gz") as file:
         images = np.frombuffer(file.read(), np.uint8, offset=16).reshape(-1, 1, 28, 28) / 255
@@ -259,17 +312,23 @@ def test_a_network_with_another_part_has_no_graph_and_the_part_is_named():
         mapped(tiny()).graph()
 
 
-@pytest.mark.parametrize(("change", "message"), [
-    ({"resid": "blocks.{layer}"}, "no site for a site map 'resid'"),
-    ({"z": "blocks.{layer}.attn.oo:input"}, "no such part"),
-    ({"z": "blocks.0.attn.o:input"}, "names no layer"),
-    ({"q": {"path": "blocks.{layer}.attn.q", "axes": "batch head d_head"}}, "each once"),
-    ({"q": {"path": "blocks.{layer}.attn.q", "shape": "x"}}, "field of a site map"),
-    ({"z": "blocks.{layer}.attn.o:inside"}, "wanted input or output"),
-    ({"n_heads": None}, "does not say how many"),
-    ({"n_heads": 5}, "does not split"),
-    ({"pattern": {"path": "blocks.{layer}.attn.q", "axes": "batch head query key"}}, "has shape"),
-])
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"resid": "blocks.{layer}"}, "no site for a site map 'resid'"),
+        ({"z": "blocks.{layer}.attn.oo:input"}, "no such part"),
+        ({"z": "blocks.0.attn.o:input"}, "names no layer"),
+        ({"q": {"path": "blocks.{layer}.attn.q", "axes": "batch head d_head"}}, "each once"),
+        ({"q": {"path": "blocks.{layer}.attn.q", "shape": "x"}}, "field of a site map"),
+        ({"z": "blocks.{layer}.attn.o:inside"}, "wanted input or output"),
+        ({"n_heads": None}, "does not say how many"),
+        ({"n_heads": 5}, "does not split"),
+        (
+            {"pattern": {"path": "blocks.{layer}.attn.q", "axes": "batch head query key"}},
+            "has shape",
+        ),
+    ],
+)
 def test_a_site_map_that_does_not_fit_is_refused_with_what_is_wrong(change: Any, message: str):
     given = {**SITES, **MLP_SITES, "n_heads": 3, **change}
     with pytest.raises(UsageError, match=message):
@@ -337,10 +396,15 @@ def test_mapped_norms_give_their_divisors():
     torch.manual_seed(0)
     net = Normed().double()
     nn.init.normal_(net.ln.bias)
-    model = load_model(net, example=[[1, 2, 3]], site_map={
-        "embed": "embed", "ln_final_scale": "ln",
-        "ln1_scale": {"path": "blocks.{layer}.ln", "centred": False},
-    })
+    model = load_model(
+        net,
+        example=[[1, 2, 3]],
+        site_map={
+            "embed": "embed",
+            "ln_final_scale": "ln",
+            "ln1_scale": {"path": "blocks.{layer}.ln", "centred": False},
+        },
+    )
     x = net.embed.weight[torch.tensor([[1, 2, 3]])]
     first, last = Site("ln1_scale", layer=0), Site("ln_final_scale")
     run = model.run([[1, 2, 3]], read=[first, last], edits=[Edit(last, 2.0)])

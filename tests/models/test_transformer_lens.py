@@ -77,8 +77,7 @@ def test_gradients_are_the_slopes_that_edits_show(family: str):
         value = run.reads[site].detach()
         way = torch.randn(value.shape, generator=generator, dtype=value.dtype) * value.std()
         ends = [
-            model.run(tokens, edits=[Edit(site, value + s * small * way)]).logits
-            for s in (1, -1)
+            model.run(tokens, edits=[Edit(site, value + s * small * way)]).logits for s in (1, -1)
         ]
         up, down = (float((x[:, -1, 3] - x[:, -1, 5]).sum()) for x in ends)
         slope = (up - down) / (2 * small)
@@ -220,10 +219,12 @@ def test_generation_is_greedy_and_stays_under_the_edits_made_for_the_prompt():
         text.append(int(model.run([text], edits=[at]).logits[0, -1].argmax()))
     assert model.generate(prompt, edits=[edit], max_tokens=5) == text[7:]
     assert text[7:] != model.generate(prompt, max_tokens=5)
-    last = model.generate(prompt, edits=[Edit(Site("resid_pre", layer=1, position=-1), value[-1])],
-                          max_tokens=5)
-    fixed = model.generate(prompt, edits=[Edit(Site("resid_pre", layer=1, position=6), value[-1])],
-                           max_tokens=5)
+    last = model.generate(
+        prompt, edits=[Edit(Site("resid_pre", layer=1, position=-1), value[-1])], max_tokens=5
+    )
+    fixed = model.generate(
+        prompt, edits=[Edit(Site("resid_pre", layer=1, position=6), value[-1])], max_tokens=5
+    )
     assert last == fixed, "a position counted from the end is the prompt's"
     warm = [model.generate(prompt, max_tokens=6, temperature=2.0, seed=s) for s in (1, 1, 2)]
     assert warm[0] == warm[1] != warm[2]

@@ -19,7 +19,10 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 SIZES: dict[str, Any] = {
-    "vocab_size": 97, "hidden_size": 48, "num_hidden_layers": 4, "num_attention_heads": 6,
+    "vocab_size": 97,
+    "hidden_size": 48,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 6,
     "max_position_embeddings": 64,
 }
 """Sizes that every family shares."""
@@ -29,16 +32,29 @@ _GROUPED = {"num_key_value_heads": 2, "intermediate_size": 80, "rope_parameters"
 
 FIELDS: dict[str, dict[str, Any]] = {
     "gpt2": {"activation_function": "gelu_new", "n_inner": 120},
-    "gpt_neo": {"attention_types": [[["global", "local"], 2]], "window_size": 5,
-                "intermediate_size": 120},
-    "gpt_neox": {"intermediate_size": 120, "hidden_act": "gelu", "use_parallel_residual": True,
-                 "rope_parameters": {**_ROPE, "partial_rotary_factor": 0.5}},
+    "gpt_neo": {
+        "attention_types": [[["global", "local"], 2]],
+        "window_size": 5,
+        "intermediate_size": 120,
+    },
+    "gpt_neox": {
+        "intermediate_size": 120,
+        "hidden_act": "gelu",
+        "use_parallel_residual": True,
+        "rope_parameters": {**_ROPE, "partial_rotary_factor": 0.5},
+    },
     "llama": {**_GROUPED, "tie_word_embeddings": False},
     "mistral": {**_GROUPED, "sliding_window": 5, "head_dim": 16},
     "qwen2": {**_GROUPED, "use_sliding_window": False},
     "qwen3": {**_GROUPED, "head_dim": 16},
-    "gemma2": {**_GROUPED, "head_dim": 16, "query_pre_attn_scalar": 24, "sliding_window": 5,
-               "attn_logit_softcapping": 4.0, "final_logit_softcapping": 4.0},
+    "gemma2": {
+        **_GROUPED,
+        "head_dim": 16,
+        "query_pre_attn_scalar": 24,
+        "sliding_window": 5,
+        "attn_logit_softcapping": 4.0,
+        "final_logit_softcapping": 4.0,
+    },
     "olmo2": {**_GROUPED},
 }
 """What a family adds to ``SIZES``."""
@@ -81,8 +97,9 @@ def hard_model(family: str, *, seed: int = 0, **overrides: Any) -> nn.Module:
     config = hard_config(family, **overrides)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        module = getattr(transformers, family_of({"architectures": config.architectures})
-                         .architecture)(config)
+        module = getattr(
+            transformers, family_of({"architectures": config.architectures}).architecture
+        )(config)
     module = module.float().eval()
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
