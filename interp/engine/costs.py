@@ -32,6 +32,10 @@ class Cost:
     tokens: float
     rows: int
 
+    def __add__(self, other: Cost) -> Cost:
+        """Both; of rows of different prompts, whose base and source runs are their own."""
+        return Cost(self.flops + other.flops, self.tokens + other.tokens, self.rows + other.rows)
+
 
 def layer_flops(shape: ModelShape, gated: bool) -> tuple[float, float, float]:
     """FLOPs a token and layer: all linear maps, its key/value share, its MLP share."""

@@ -127,15 +127,20 @@ class _Work:
         """
         rate = 0.6 * memory.matmul_rate(self.blocks.device, self.blocks.dtype, self.shape.d_model)
         for p, plan in enumerate(self.plans):
+            by_prompt: list[list[int]] = [[] for _ in range(len(plan.bucket))]
+            for r, row in enumerate(plan.rows):
+                by_prompt[row.prompt].append(r)
             waiting: list[int] = []
-            for prompt in range(len(plan.bucket)):
-                own = [r for r, row in enumerate(plan.rows) if row.prompt == prompt]
+            held = Cost(0, 0, 0)
+            for own in by_prompt:
                 own.sort(key=lambda r: plan.rows[r].start)
-                if waiting and not self._fits(p, waiting + own, limit, rate * seconds):
+                cost = self.cost(p, own)
+                if waiting and not self._fits(p, held + cost, limit, rate * seconds):
                     yield p, waiting
-                    waiting = []
-                if waiting or self._fits(p, own, limit, rate * seconds):
+                    waiting, held = [], Cost(0, 0, 0)
+                if waiting or self._fits(p, cost, limit, rate * seconds):
                     waiting += own
+                    held += cost
                     continue
                 for part in self._parts(p, own, limit, rate * seconds):
                     yield p, part
@@ -147,8 +152,7 @@ class _Work:
         length = self.plans[p].bucket.length
         return bytes_of(cost, length, self.shape, self.itemsize, self.gated)
 
-    def _fits(self, p: int, rows: list[int], limit: float, budget: float) -> bool:
-        cost = self.cost(p, rows)
+    def _fits(self, p: int, cost: Cost, limit: float, budget: float) -> bool:
         return self.peak(p, cost) <= limit and cost.flops <= 1.25 * budget
 
     def _parts(self, p: int, rows: list[int], limit: float, budget: float) -> Iterator[list[int]]:
