@@ -108,10 +108,10 @@ def status(row: dict[str, Any]) -> html.Div:
     state = row["state"]
     words = [str(WORDS.get(state, state))]
     if state in ("running", "interrupted", "cancelled") and total:
-        words.append(f"{share:.0f} % · {done:,.0f} of {total:,.0f}")
+        words.append(f"{share:.0f} %")
     if state == "running" and (left := remaining(row, share)):
         words.append(left)
-    if row.get("message") and state in ("running", "queued"):
+    if row.get("message") and state == "running":
         words.append(str(row["message"]))
     if row.get("stalled"):
         words.append(f"no progress for {row['still_s']:.0f} s")

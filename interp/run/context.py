@@ -64,7 +64,7 @@ class LocalContext:
             self._bar.show(self.done, self.total)
         if self.cancelled():
             raise CancelledError(
-                f"Cancelled at {self.done:g} of {self.total:g}.",
+                f"Cancelled at {self.done / self.total if self.total else 0:.0%}.",
                 remedy="The same run goes on from its finished chunks where a store is used.",
             )
 
