@@ -10,7 +10,7 @@ import pytest
 
 torch = pytest.importorskip("torch", reason="the benchmarks run models")
 
-from benchmarks import attribution, patching, rivals, scaling, timing  # noqa: E402
+from benchmarks import attribution, patching, rivals, scaling, sweeps, timing  # noqa: E402
 
 
 def problem(shape: str, tokens: int, shared: int, pairs: int = 2, **fields) -> rivals.Problem:
@@ -168,3 +168,11 @@ def test_a_sweep_costs_little_more_than_the_formula(tmp_path, capsys):
         assert 0.95 <= r["counted"] / r["ideal"] <= 1.7  # tiny sizes: the two runs weigh more
         assert r["naive"] > 5 * r["counted"]
     assert all(grown == sorted(grown) and grown[0] > 0 for grown in rows.values())
+
+
+@pytest.mark.slow
+def test_every_sweep_agrees_with_one_forward_a_cell(tmp_path):
+    found = sweeps.main(["--quick", "--families", "gemma2", "--out", str(tmp_path)])
+    assert {row["sweep"] for row in found["rows"]} == set(sweeps.SWEEPS)
+    assert all(row["agrees"] and row["seconds"] > 0 for row in found["rows"]), found["rows"]
+    assert (tmp_path / "sweeps-cpu.md").read_text().count("×)") == len(sweeps.SWEEPS)

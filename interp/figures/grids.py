@@ -41,6 +41,7 @@ class Cells:
         error: standard error, same shape, or None.
         interval: (low, high), same shape each, or None.
         inert: cells that cannot matter, or None.
+        p: (p of a zero value, p over the whole grid), same shape each or None.
         clipped: whether values may lie outside the limits (robust scale).
         low: the lower colour limit of unsigned values; None to take it from the values.
     """
@@ -55,6 +56,7 @@ class Cells:
     error: np.ndarray | None = None
     interval: tuple[np.ndarray, np.ndarray] | None = None
     inert: np.ndarray | None = None
+    p: tuple[np.ndarray | None, np.ndarray | None] = (None, None)
     clipped: bool = False
     low: float | None = None
     notes: list[str] = field(default_factory=list)
@@ -201,6 +203,9 @@ def marks(cells: Cells, i: int, j: int) -> list[str]:
         out.append("inert")
     elif abs(float(cells.values[i, j])) < cells.floor:
         out.append("under the noise floor")
+    for name, p in zip(("p", "over the grid"), cells.p, strict=True):
+        if p is not None and math.isfinite(p[i, j]):
+            out.append(f"{name} {number(float(p[i, j]), 2)}")
     return out
 
 

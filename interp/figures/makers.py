@@ -106,6 +106,10 @@ def _cells(
     error = _beside(view, name, "_se", array, picked)
     inert = _beside(view, name, "inert", array, picked)
     shape = (len(y.names), len(x.names))
+    tests = [
+        None if error is None else _beside(view, name, p, array, picked)
+        for p in ("p_value", "p_fwer")
+    ]
     interval = _interval(_beside(view, name, "_ci", array, picked))
     cells = grids.Cells(
         numbers_of(array).reshape(shape),
@@ -119,6 +123,7 @@ def _cells(
         if interval is None
         else (interval[0].reshape(shape), interval[1].reshape(shape)),
         inert=None if inert is None else inert.values.astype(bool).reshape(shape),
+        p=tuple(None if t is None else numbers_of(t).reshape(shape) for t in tests),  # type: ignore[arg-type]
     )
     _limit(view, name, cells)
     return cells
@@ -307,9 +312,7 @@ def _whiskers(
     return figure, [], (others[0] if others else "", "bound")
 
 
-def _scatter(
-    view: View, name: str, array: xr.DataArray, plan: Plan, picked: dict[str, Any]
-) -> Any:
+def _scatter(view: View, name: str, array: xr.DataArray, plan: Plan, picked: dict[str, Any]) -> Any:
     array = array.transpose(*plan.axes)
     measure, cells = (axis_of(array, d, view.tokens, picked) for d in plan.axes)
     _, units, _ = attrs_of(array, name)

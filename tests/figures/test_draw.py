@@ -81,6 +81,18 @@ def test_hover_sentences_come_from_customdata_and_templates_hold_no_token():
     assert "<img" not in hostile and "&lt;/script&gt;" in hostile and "undefined" in hostile
 
 
+def test_a_cell_says_its_p_and_that_of_the_whole_grid():
+    data = patch_grid()
+    for name, size in (("p_value", 0.012), ("p_fwer", 0.34)):
+        data[name] = data["effect"].copy(data=np.full(data["effect"].shape, size))
+        data[name].attrs.update(signed=0, long_name=name)
+    figures = figures_of(data)
+    said = cells(figures["effect"]).customdata[1, 3]
+    assert "· p 0.012" in said and "· over the grid 0.34" in said
+    assert "over the grid" not in cells(figures["p_value"]).customdata[1, 3]
+    assert "over the grid" not in cells(figures_of(patch_grid())["effect"]).customdata[1, 3]
+
+
 def test_labels_equal_the_tokens():
     figure = figures_of(patch_grid(), tokens=tokens())["effect"]
     text = figure.layout.xaxis.ticktext
