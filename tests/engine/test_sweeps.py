@@ -505,6 +505,29 @@ def test_the_estimate_is_what_the_sweep_then_plans(models: Any) -> None:
     assert guess.bytes > 0 and guess.seconds > 0
 
 
+def test_planning_counts_each_row_a_fixed_number_of_times(
+    models: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from interp.engine import sweeps
+
+    _, model = models["llama"]
+    cells = [cell("resid_pre", n, p) for n in range(4) for p in range(9)]
+    counted, cost = [0], sweeps.rows_cost
+
+    def spy(numbers: Any, *rest: Any) -> Any:
+        counted[0] += len(numbers)
+        return cost(numbers, *rest)
+
+    monkeypatch.setattr(sweeps, "rows_cost", spy)
+    looks = set()
+    for n in (6, 24):
+        counted[0] = 0
+        pairs = pairs_for(VOCAB, n=n)
+        guess = estimate(model, pairs, cells, limit=10**9)
+        looks.add(round(counted[0] / guess.rows))
+    assert len(looks) == 1 and max(looks) <= 3, looks
+
+
 def test_a_model_that_cannot_be_driven_takes_the_plain_path() -> None:
     from interp.terms import CapabilityError
 
