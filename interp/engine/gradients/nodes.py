@@ -271,7 +271,7 @@ class _Batch:
         kinds = set(wish.kinds) | ({"embed"} if wish.steps else set())
         self.source = LayerPass(self.blocks, bucket.source, kinds).forward()
         if wish.metric.clean:
-            logits = self.source.logits(bucket.at_source, None, self.source.resid_ND)
+            logits = self.source.logits(bucket.at_source, None)
             self.targets = dataclasses.replace(
                 self.targets, clean=torch.log_softmax(logits.detach(), -1))
         source = self.source.score(wish.metric, self.targets, bucket.at_source)

@@ -141,8 +141,12 @@ class LayerPass:
 
     # -- the metric -----------------------------------------------------------------------------
 
-    def logits(self, at: np.ndarray, columns: Tensor | None, resid_ND: Tensor) -> Tensor:
-        """Logits ``[prompt, at, vocab or column]`` in fp32 or better."""
+    def logits(
+        self, at: np.ndarray, columns: Tensor | None, resid_ND: Tensor | None = None
+    ) -> Tensor:
+        """Logits ``[prompt, at, vocab or column]`` of a last residual (default this run's)."""
+        resid_ND = self.resid_ND if resid_ND is None else resid_ND
+        assert resid_ND is not None
         places = torch.from_numpy(at).to(resid_ND.device)
         rows = torch.arange(self.rows, device=resid_ND.device)[:, None]
         if getattr(self.blocks.final_norm, "lent", None) is not None:

@@ -75,7 +75,7 @@ def integrate(
             if found is None:
                 found = {"slope": walk.slopes(group, points)}
                 context.save_chunk(key, found)
-            out[np.ix_(group, bucket.rows)] = found["slope"]
+            out[np.ix_(np.array(group), bucket.rows)] = found["slope"]
             context.advance(number + (start + len(group)) / len(cells), len(buckets))
     return out, base, source
 
@@ -103,7 +103,7 @@ class Walk:
         own = LayerPass(blocks, bucket.base, {*kinds, "resid_pre"}).forward()
         targets = targets_of(pairs, bucket.rows.tolist(), metric, vocab, blocks.device)
         if metric.clean:
-            logits = lent.logits(bucket.at_source, None, lent.resid_ND)
+            logits = lent.logits(bucket.at_source, None)
             targets = dataclasses.replace(targets, clean=torch.log_softmax(logits, -1))
         self.targets: Targets = targets
         self.base = own.score(metric, targets, bucket.at).double().cpu().numpy()

@@ -216,12 +216,12 @@ class _Table:
         self.dims: tuple[str, ...] = a["dims"]
         self.shape = a["mean"].shape
         self.unsigned = unsigned
-        each = a["each"], b["each"]
+        one, two = a["each"], b["each"]
         sizes = np.abs if unsigned else np.asarray
-        self.a = (
-            None if each[0] is None or each[1] is None else sizes(each[0].reshape(len(each[0]), -1))
-        )
-        self.b = None if self.a is None else sizes(each[1].reshape(len(each[1]), -1))
+        self.a: np.ndarray | None = None
+        self.b: np.ndarray | None = None
+        if one is not None and two is not None:
+            self.a, self.b = (sizes(x.reshape(len(x), -1)) for x in (one, two))
         self.exact = a["mean"].ravel() if self.a is None else self.a.mean(0)
         self.estimate = b["mean"].ravel()
         self.live = ~inert.ravel() & np.isfinite(self.exact) & np.isfinite(self.estimate)

@@ -6,6 +6,7 @@ import math
 
 import numpy as np
 
+from interp.engine import Cell
 from interp.engine.gradients import (
     PRESETS,
     Active,
@@ -171,7 +172,7 @@ def of_conservation(
 def of_frozen_network(
     model: HookedModel,
     pairs: PromptPairs,
-    cell: object,
+    cell: Cell,
     chosen: RuleSet,
     *,
     metric: str,
@@ -184,7 +185,7 @@ def of_frozen_network(
     few = first_prompts(pairs, PROMPTS)
     exact, estimate = frozen_effect(
         model, few, cell, chosen, metric=metric, direction=direction, at=at
-    )  # type: ignore[arg-type]
+    )
     size = max(float(np.nanmax(np.abs(exact), initial=0.0)), 1e-12)
     return Check(
         "frozen_network",
