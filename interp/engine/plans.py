@@ -7,7 +7,7 @@ the growing batch at the layer where its first edit stands (docs/performance.md)
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -211,6 +211,7 @@ def make_plan(
     arrays: list[Any],
     *,
     nulls: int = 1,
+    tick: Callable[[], None] = lambda: None,
 ) -> Plan:
     """Turn cells into rows.
 
@@ -221,12 +222,14 @@ def make_plan(
         n_layers: layers of the model.
         arrays: values given as arrays are collected here.
         nulls: self-patched rows a prompt, whose spread is the noise floor.
+        tick: called before each prompt; it may raise to cancel.
     """
     shape = (len(cells), len(bucket))
     inert, undefined, telling = (np.zeros(shape, bool) for _ in range(3))
     rows: list[Row] = []
     held = _Partners(bucket, pairs, n_layers, arrays)
     for i in range(len(bucket)):
+        tick()
         for k in range(nulls):
             layer = ((2 * k + 1) * n_layers) // (2 * nulls)
             where = np.arange(min(bucket.first[i], bucket.at[i].max()), bucket.length)

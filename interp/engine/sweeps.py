@@ -74,6 +74,7 @@ class _Work:
         at: int | str,
         nulls: int,
         noise: np.ndarray | None = None,
+        tick: Callable[[], None] = lambda: None,
     ) -> None:
         self.noise = noise
         self.blocks: Blocks = model.blocks
@@ -86,7 +87,9 @@ class _Work:
         else:
             buckets = noised_buckets(pairs, at, noise)
         self.plans = [
-            make_plan(cells, bucket, pairs, self.shape.n_layers, self.arrays, nulls=nulls)
+            make_plan(
+                cells, bucket, pairs, self.shape.n_layers, self.arrays, nulls=nulls, tick=tick
+            )
             for bucket in buckets
         ]
         shape = (len(cells), len(pairs))
@@ -286,7 +289,9 @@ def sweep(
     if why:
         context.note("slow path", f"{why} Each cell is one whole forward pass.")
         return plain_sweep(model, pairs, cells, chosen, context, direction, at, on_chunk)
-    work = _Work(model, pairs, cells, chosen, direction, at, nulls, noise)
+    work = _Work(
+        model, pairs, cells, chosen, direction, at, nulls, noise, lambda: context.advance(0, 1)
+    )
     partition = _partition(work, context, seconds, label)
     plans, total = work.plans, 0.0
     costs = []

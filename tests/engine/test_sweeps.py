@@ -359,7 +359,7 @@ def test_a_resumed_sweep_computes_only_what_is_missing(models: Any) -> None:
     pairs = pairs_for(VOCAB)
     cells = [cell("resid_pre", n, p) for n in range(4) for p in range(9)]
     whole = sweep(model, pairs, cells, Remembering(memory=200_000))
-    broken = Remembering(memory=200_000, cancel_after=13)
+    broken = Remembering(memory=200_000, cancel_after=17)
     with pytest.raises(CancelledError):
         sweep(model, pairs, cells, broken)
     done = {k for k in broken.saved if k.startswith("sweep")}
@@ -604,3 +604,11 @@ def test_a_callers_memory_limit_is_kept(models: Any, family: str, kind: str) -> 
     assert peaks[10**9] > 3_000_000
     for limit in (3_000_000, 1_000_000):
         assert peaks[limit] <= limit
+
+
+def test_a_sweep_can_be_cancelled_while_it_is_planned(models: Any) -> None:
+    _, model = models["gpt2"]
+    context = Remembering(cancel_after=1)
+    with pytest.raises(CancelledError):
+        sweep(model, pairs_for(VOCAB), [cell("resid_pre", 0, 5)], context)
+    assert not context.saved

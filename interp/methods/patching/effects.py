@@ -166,7 +166,7 @@ def _attrs(
 
 def _inert(found: Sweep) -> np.ndarray:
     """Cells that change nothing in any prompt: out of reach, or equal values in both runs."""
-    same = (found.moved == 0) & np.isfinite(found.patched) & (found.patched == found.base)
+    same = (found.moved == 0) & np.isfinite(found.patched)
     return (found.inert | same).all(1).astype(np.int8)
 
 
