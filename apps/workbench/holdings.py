@@ -252,7 +252,7 @@ class Holdings:
     def task_options(self, accepts: Any) -> list[dict[str, str]]:
         """The task families of the types a method accepts."""
         return [
-            {"value": f"{k}:n=32,seed=0", "label": f.title}
+            {"value": f"{k}:n={f.knobs['n'].default},seed=0", "label": f.title}
             for k, f in interp.TASKS.items()
             if f.type_name in accepts or "Any" in accepts
         ]

@@ -80,9 +80,7 @@ class Call:
 
 @contextlib.contextmanager
 def undisturbed(module: nn.Module) -> Iterator[None]:
-    """Eval mode without gradients inside; afterwards every part's mode and the generators are
-    as they were.
-    """
+    """Eval mode without gradients; afterwards modes and generators are as they were."""
     modes = [(part, part.training) for part in module.modules()]
     devices = sorted({p.device.index or 0 for p in module.parameters() if p.device.type == "cuda"})
     module.eval()
@@ -173,8 +171,10 @@ def usual_places(calls: Sequence[Call], head: LinearHead) -> list[Place]:
 
 
 def places_of(texts: Sequence[str], module: nn.Module, n_layers: int) -> list[Place]:
-    """Places from texts: a kind of site (all its layers), a site (``resid_post L3``), ``input``,
-    a module's path, or that path with ``:input``.
+    """Places from texts.
+
+    A text is a kind of site (all its layers), a site (``resid_post L3``), ``input``, a module's
+    path, or that path with ``:input``.
 
     Raises:
         UsageError: neither a site nor a part of the module.

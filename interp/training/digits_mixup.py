@@ -90,7 +90,7 @@ def make(
         "question": "Where does a network put mixtures of two inputs?",
         "architecture": NETWORK,
         "size_bytes": size,
-        "facts": {"layers": "64-128-128-32-10, ReLU", "inputs": "8×8 images, 0 to 1, as 64 numbers"},
+        "facts": {"layers": "64-128-128-32-10, ReLU", "inputs": "8×8 images as 64 numbers"},
         "data": {"what": "scikit-learn's digits, the first 150 of each", "task": "balanced_digits"},
         "training": {
             "command": "python -m interp.training digits-mixup", "loss": "cross-entropy",

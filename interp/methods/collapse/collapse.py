@@ -89,8 +89,10 @@ class Collapse(Method):
         task: LabelledInputs | Texts | PromptPairs,
         context: Context,
     ) -> xr.Dataset:
-        """Quantities of any layer ``[epoch, layer]``, of the head ``[epoch]``, of a deep linear
-        head ``[epoch, boundary]``; geometry of the head's features by ``label``.
+        """Quantities, along ``epoch`` where there are checkpoints.
+
+        Of any layer ``[layer]``, of the head a number, of a deep linear head ``[boundary]``; the
+        geometry of the head's features by ``label``.
         """
         refs = list(self.checkpoints)
         ood = self.other_mean(context)

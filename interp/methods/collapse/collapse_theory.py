@@ -49,9 +49,7 @@ class CollapseTheory(Method):
     """A Collapse result whose lengths are set beside the theory's."""
 
     def measure(self, model: None, task: None, context: Context) -> xr.Dataset:
-        """Gram matrices ``[label, label_b]``, lengths ``[label]`` and the map of strengths over
-        class share and decay.
-        """
+        """Gram matrices ``[label, label_b]``, lengths ``[label]``, ``length_map[share, decay]``."""
         decays = self.lambda_w if len(self.lambda_w) > 1 else self.lambda_w * self.depth
         if len(decays) != self.depth:
             raise UsageError(

@@ -88,7 +88,7 @@ def deviation(k: int, s: float, lambda_h: float, mix: float) -> float:
 
 
 def decay_of(k: int, s: float, a: float) -> float:
-    """λ_H at which a feature of one class has the amplitude ``a``; the inverse of ``same_class``."""
+    """λ_H at which a feature of one class has amplitude ``a``; the inverse of ``same_class``."""
     from scipy.special import expit
 
     return float(expit(math.log(k - 1) - a * s * k / (k - 1)) * k / ((k - 1) * a))

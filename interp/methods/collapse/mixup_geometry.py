@@ -49,9 +49,7 @@ class MixupGeometry(Method):
     """Which inputs are paired."""
 
     def measure(self, model: HookedModel, task: LabelledInputs, context: Context) -> xr.Dataset:
-        """``plane [draw, coordinate]``; ``coefficient_sum``, ``length``, ``deviation
-        [mix, side]``; calibration of the network on the inputs themselves.
-        """
+        """The plane ``[draw, coordinate]``, curves ``[mix, side]``, calibration."""
         if len(set(self.labels)) != 3:
             raise UsageError(f"labels were given as {self.labels}; wanted three different ones.")
         spec = Collapse(head=self.head)

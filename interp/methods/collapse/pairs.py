@@ -93,14 +93,14 @@ def pair_statistics(
     max_pairs: int = 10_000_000,
     seed: int = 0,
 ) -> PairStatistics:
-    """Look at every pair of classes, or at ``max_pairs`` drawn ones if there are more.
+    """Look at every pair of classes, or at about ``max_pairs`` if there are more.
 
     Args:
         centred: C ``[P, D]``, float64.
         variance: mean squared distance from the mean, by class ``[P]``.
         kernel: of the distance d of two normalised means: d, log d, or d^-s.
         riesz_s: s.
-        max_pairs: above so many a random part is drawn.
+        max_pairs: above so many, random classes are drawn and held against all others.
         seed: of the draw.
     """
     p = len(centred)
@@ -159,12 +159,13 @@ def _bands(c: Tensor, u: Tensor, most: int, seed: int) -> Iterator[Part]:
 
 
 def _drawn(c: Tensor, u: Tensor, most: int, seed: int) -> Iterator[Part]:
-    """``most`` random pairs i ≠ j, drawn with replacement."""
+    """Some random classes, each with every other: about ``most`` pairs, one at least a class."""
+    p, square = len(c), c.square().sum(1)
     dice = torch.Generator().manual_seed(seed)
-    p, step = len(c), max(1, 2**22 // c.shape[1])
-    for start in range(0, most, step):
-        k = min(step, most - start)
-        i = torch.randint(p, (k,), generator=dice)
-        j = (i + torch.randint(1, p, (k,), generator=dice)) % p
-        i, j = i.to(c.device), j.to(c.device)
-        yield i, j, (c[i] - c[j]).square().sum(1), (u[i] * u[j]).sum(1)
+    chosen = torch.randperm(p, generator=dice)[: max(1, most // (p - 1))].to(c.device)
+    everyone = torch.arange(p, device=c.device)
+    for i in chosen.split(max(1, 2**20 // p)):
+        keep = (i[:, None] != everyone).flatten()
+        a, b = (t.flatten()[keep] for t in torch.meshgrid(i, everyone, indexing="ij"))
+        far = square[i, None] + square - 2 * c[i] @ c.T
+        yield a, b, far.flatten()[keep], (u[i] @ u.T).flatten()[keep]
