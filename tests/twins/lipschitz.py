@@ -31,7 +31,9 @@ def _gate_intervals(layers, low, high):
     for weights, bias in layers[:-1]:
         z_low, z_high = [], []
         for row, shift in zip(weights, bias):
-            z_low.append(shift + sum(w * (lo if w > 0 else hi) for w, lo, hi in zip(row, low, high)))
+            z_low.append(
+                shift + sum(w * (lo if w > 0 else hi) for w, lo, hi in zip(row, low, high))
+            )
             z_high.append(
                 shift + sum(w * (hi if w > 0 else lo) for w, lo, hi in zip(row, low, high))
             )
@@ -64,7 +66,9 @@ def enumerate_norms(layers, slopes):
             g = list(layers[-1][0][row])
             for (weights, _), d in zip(reversed(layers[:-1]), reversed(chosen)):
                 g = [x * y for x, y in zip(g, d)]
-                g = [sum(weights[k][i] * g[k] for k in range(len(g))) for i in range(len(weights[0]))]
+                g = [
+                    sum(weights[k][i] * g[k] for k in range(len(g))) for i in range(len(weights[0]))
+                ]
             best[row] = max(best[row], sum(abs(x) for x in g))
     return best
 

@@ -176,11 +176,14 @@ class _Work:
                 key = f"{start}-{step}-{k}"
                 kept = self.context.load_chunk(key)
                 if kept is None:
-                    kept = self._one(part, radius, (c * e + k, len(starts) * e))
+                    kept = self._one(part, k, radius, (c * e + k, len(starts) * e))
                     self.context.save_chunk(key, kept)
-                for name, values in kept.items():
-                    self.found[name][part, k] = values
+                self._keep(part, k, kept)
                 self.context.advance(c * e + k + 1, len(starts) * e)
+
+    def _keep(self, part: slice, k: int, values: dict[str, np.ndarray]) -> None:
+        for name, array in values.items():
+            self.found[name][part, k] = array
 
     def _seeds(self, part: slice) -> Tensor:
         eye = torch.eye(self.rows, dtype=torch.float64, device=self.network.device)
@@ -189,7 +192,9 @@ class _Work:
         own = eye[torch.as_tensor(self.labels[part], device=eye.device)]
         return own[:, None] - eye[None]
 
-    def _one(self, part: slice, radius: float, at: tuple[int, int]) -> dict[str, np.ndarray]:
+    def _one(
+        self, part: slice, k: int, radius: float, at: tuple[int, int]
+    ) -> dict[str, np.ndarray]:
         """One chunk of inputs at one radius."""
         spec, network, memory = self.spec, self.network, int(self.context.memory)
         box = box_around(network.tensor(self.x[part]), radius, spec.domain)
@@ -209,7 +214,9 @@ class _Work:
         count = unstable(slopes) if slopes else torch.zeros(len(box))
         out["unstable"] = count.cpu().numpy().astype(float)
         if spec.bab_nodes:
-            out |= self._search(box, seeds, ranges, out, at)
+            best = np.min([out[v] for v in self.names], axis=0)
+            self._keep(part, k, {**out, "bab": best})
+            out |= self._search(box, seeds, ranges, out["lower"], self.found["bab"][part, k], at)
         return out
 
     def _search(
@@ -217,19 +224,23 @@ class _Work:
         box: Box,
         seeds: Tensor,
         ranges: dict[str, Range],
-        out: dict[str, np.ndarray],
+        lower: np.ndarray,
+        bound: np.ndarray,
         at: tuple[int, int],
     ) -> dict[str, np.ndarray]:
-        """Branch and bound on every row of every box."""
-        best = np.min([out[v] for v in self.names], axis=0)
-        bound, nodes = best.copy(), np.zeros_like(best)
-        within = np.zeros((*best.shape, len(self.budgets)))
-        total = best.size
-        for i, (b, j) in enumerate(np.ndindex(*best.shape)):
+        """Branch and bound on every row of every box.
+
+        ``bound`` ``[box, row]`` falls in place while the search runs, so that what is known so far
+        is there when it is cancelled.
+        """
+        nodes = np.zeros_like(bound)
+        within = np.zeros((*bound.shape, len(self.budgets)))
+        for i, (b, j) in enumerate(np.ndindex(*bound.shape)):
             own = seeds[min(b, len(seeds) - 1), j][None, None]
 
-            def tell(found: Found, done: int = i) -> None:
-                share = (done + found.nodes / max(self.spec.bab_nodes, found.nodes)) / total
+            def tell(found: Found, done: int = i, where: tuple[int, int] = (b, j)) -> None:
+                bound[where] = min(bound[where], found.bound * (1 + SLACK))
+                share = (done + found.nodes / max(self.spec.bab_nodes, found.nodes)) / bound.size
                 self.context.advance(at[0] + share, at[1])
 
             search = Search(
@@ -238,14 +249,14 @@ class _Work:
                 pre=self.spec.pre, tighten=self.spec.tighten, memory=int(self.context.memory),
             )  # fmt: skip
             done = search.run(
-                float(best[b, j]) / (1 + SLACK), float(out["lower"][b, j]),
+                float(bound[b, j]) / (1 + SLACK), float(lower[b, j]),
                 nodes=self.spec.bab_nodes, seconds=self.spec.bab_seconds, tell=tell,
             )  # fmt: skip
-            bound[b, j] = min(best[b, j], done.bound * (1 + SLACK))
+            bound[b, j] = min(bound[b, j], done.bound * (1 + SLACK))
             nodes[b, j] = done.nodes
             within[b, j] = [min(v for n, v in done.path if n <= k) for k in self.budgets]
-        least = np.maximum(out["lower"].max(-1), 1e-300)[:, None]
-        return {"bab": bound, "nodes": nodes, "gaps": within.max(1) / least - 1}
+        least = np.maximum(lower.max(-1), 1e-300)[:, None]
+        return {"bab": bound.copy(), "nodes": nodes, "gaps": within.max(1) / least - 1}
 
     # -- arrays ---------------------------------------------------------------------------------
 
@@ -257,10 +268,28 @@ class _Work:
         lower = np.maximum.accumulate(np.nan_to_num(self.found["lower"], nan=-np.inf), axis=1)
         lower[np.isnan(self.found["lower"])] = np.nan
         ladder = np.stack([lower, *tight.values()]).max(-1).transpose(0, 2, 1)
+        shown = ["sampled", *names]
+        data = xr.Dataset(
+            self._arrays(ladder, upper, lower),
+            coords={
+                "epsilon": list(self.spec.epsilons), "prompt": np.arange(len(self.x)),
+                "label": np.arange(self.rows), "variant": shown,
+                **({"budget": self.budgets} if self.spec.bab_nodes else {}),
+                "name": ("variant", [NAMES[v] for v in shown]),
+                "certificate": ("variant", ["lower", *["upper"] * len(names)]),
+            },
+        )  # fmt: skip
+        data.attrs.update({
+            "outputs": self.spec.outputs, "pre": self.spec.pre, "naive": self.naive,
+            "n_gates": sum(p.size for p in self.network.gates),
+        })  # fmt: skip
+        return data
+
+    def _arrays(self, ladder: np.ndarray, upper: np.ndarray, lower: np.ndarray) -> dict[str, Any]:
+        """Every array with its axes and what it says of itself."""
         what = "margins" if self.spec.outputs == "margins" else "outputs"
         box = {"norm": "Linf", "scope": "box"}
         dims = ("prompt", "epsilon", "label")
-        shown = ["sampled", *names]
         arrays: dict[str, Any] = {
             "bound": (("variant", "epsilon", "prompt"), ladder, {
                 **attrs(f"largest constant over {what}", "upper", **box),
@@ -291,21 +320,18 @@ class _Work:
                 self.found["nodes"],
                 attrs("branches that were bounded", "exact", units="branches", **box),
             )
-        data = xr.Dataset(
-            {k: v for k, v in arrays.items()},
-            coords={
-                "epsilon": list(self.spec.epsilons), "prompt": np.arange(len(self.x)),
-                "label": np.arange(self.rows), "variant": shown,
-                **({"budget": self.budgets} if self.spec.bab_nodes else {}),
-                "name": ("variant", [NAMES[v] for v in shown]),
-                "certificate": ("variant", ["lower", *["upper"] * len(names)]),
-            },
-        )  # fmt: skip
-        data.attrs.update({
-            "outputs": self.spec.outputs, "pre": self.spec.pre, "naive": self.naive,
-            "n_gates": sum(p.size for p in self.network.gates),
-        })  # fmt: skip
-        return data
+            arrays["gap"] = (
+                ("budget", "prompt"),
+                self.found["gaps"][:, -1].T,
+                {
+                    **attrs("gap", "upper", **box),
+                    "certificate": "by variant",
+                    "certified": 0,
+                    "long_name": "what a search leaves open at the largest ε, by branches allowed: "
+                    "certified bound ÷ sampled lower bound - 1, largest over outputs",
+                },
+            )
+        return arrays
 
     def _radius(self, upper: np.ndarray) -> np.ndarray:
         """min(ε, min_j margin_j / L_cj(ε)), 0 where the label is not the largest output."""

@@ -65,8 +65,10 @@ def found(net, x, radius, n=400, seed=0):
     points = net.tensor(x + radius * share)
     points.requires_grad_(True)
     out = run(net, points)
-    rows = [torch.autograd.grad(out[:, j].sum(), points, retain_graph=True)[0]
-            for j in range(out.shape[1])]
+    rows = [
+        torch.autograd.grad(out[:, j].sum(), points, retain_graph=True)[0]
+        for j in range(out.shape[1])
+    ]
     return torch.stack(rows, 1).detach()
 
 

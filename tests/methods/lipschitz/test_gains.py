@@ -46,8 +46,9 @@ def test_lanczos_finds_the_largest_singular_value_of_each_row():
 
 def test_a_linear_layer_moved_along_its_top_singular_vector_gains_its_norm():
     module = nn.Sequential(nn.Linear(6, 5)).double()
-    data = interp.run(LayerGain(perturbation="singular"), nets.wrap(module, (6,)),
-                      inputs(3, 6)).data
+    data = interp.run(
+        LayerGain(perturbation="singular"), nets.wrap(module, (6,)), inputs(3, 6)
+    ).data
     norm = float(torch.linalg.matrix_norm(module[0].weight.detach(), 2))
     assert float(data["absolute_gain"][0]) == pytest.approx(norm, rel=1e-6)
     assert float(data["certified"][0]) == pytest.approx(norm, rel=1e-9)
@@ -101,9 +102,12 @@ def test_each_relu_is_counted_once():
 
 def test_ascent_and_the_singular_vector_move_the_end_further_than_chance():
     model = nets.wrap(nets.random_stack((8, 16, 16, 4), nn.Tanh), (8,))
-    last = {p: float(interp.run(LayerGain(perturbation=p, radius=0.01), model,
-                                inputs(6, 8)).data["cm"][-1])
-            for p in ("random", "pgd", "singular")}
+    last = {
+        p: float(
+            interp.run(LayerGain(perturbation=p, radius=0.01), model, inputs(6, 8)).data["cm"][-1]
+        )
+        for p in ("random", "pgd", "singular")
+    }
     assert last["pgd"] > 1.3 * last["random"] and last["singular"] > 1.3 * last["random"]
 
 
@@ -124,6 +128,7 @@ def test_block_gains_are_the_dense_jacobians_and_no_hook_is_left(backend):
         return out[0] if isinstance(out, tuple) else out
 
     for k in range(2):
+
         def dense(f, k=k):
             j = torch.autograd.functional.jacobian(f, resid[k : k + 1])
             return float(torch.linalg.matrix_norm(j.reshape(resid[0].numel(), -1), 2))
@@ -145,8 +150,9 @@ def test_prompts_of_different_lengths_stand_in_their_own_rows():
     whole = interp.run(spec, model, Texts(rows)).data
     for i, row in enumerate(rows):
         alone = interp.run(spec, model, Texts((row,))).data
-        assert np.allclose(whole["prompt_jacobian"][..., i], alone["prompt_jacobian"][..., 0],
-                           rtol=1e-4)
+        assert np.allclose(
+            whole["prompt_jacobian"][..., i], alone["prompt_jacobian"][..., 0], rtol=1e-4
+        )
         assert np.allclose(whole["prompt_cm"][i], alone["prompt_cm"][0], rtol=1e-2)
 
 

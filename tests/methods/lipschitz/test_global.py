@@ -24,7 +24,8 @@ from tests.methods.lipschitz import nets
 from tests.twins import lipschitz as twin
 
 TABLE = {
-    (16, 8, 8, 10): (1.641, 1.812, 2.170), (16, 16, 16, 10): (2.792, 2.978, 3.668),
+    (16, 8, 8, 10): (1.641, 1.812, 2.170),
+    (16, 16, 16, 10): (2.792, 2.978, 3.668),
     (16, 32, 32, 10): (5.632, 5.936, 6.421),
 }
 
@@ -32,8 +33,9 @@ TABLE = {
 @pytest.mark.parametrize("dims", TABLE, ids=str)
 def test_trained_networks_give_the_verified_table(dims):
     least, fast, whole = TABLE[dims]
-    result = interp.run(GlobalLipschitz(n_samples=2000, spread=2.0),
-                        nets.wrap(nets.leaders(*dims), (16,)), None)
+    result = interp.run(
+        GlobalLipschitz(n_samples=2000, spread=2.0), nets.wrap(nets.leaders(*dims), (16,)), None
+    )
     bound = dict(zip(result.data["variant"].values, result.data["bound"].values, strict=True))
     assert bound["fast"] == pytest.approx(fast, abs=6e-4)
     assert bound["product"] == pytest.approx(whole, abs=6e-4)
@@ -97,7 +99,8 @@ def test_a_linear_network_has_its_constant_exactly():
         data = interp.run(GlobalLipschitz(norm=norm), nets.wrap(module, (5,)), None).data
         assert data["upper"].attrs["certificate"] == "exact"
         assert float(data["upper"]) == pytest.approx(
-            float(torch.linalg.matrix_norm(whole, order)), rel=1e-8)
+            float(torch.linalg.matrix_norm(whole, order)), rel=1e-8
+        )
 
 
 def test_a_residual_network_has_a_product_and_no_fast_bound():
@@ -139,7 +142,8 @@ def test_a_convolutions_matrix_is_the_twins(stride, padding):
     conv = nn.Conv2d(2, 3, 3, stride=stride, padding=padding).double()
     part = list(nets.network(nn.Sequential(conv), (2, 5, 6)))[-1]
     wanted = torch.tensor(
-        twin.conv_matrix(conv.weight.tolist(), 5, 6, stride, padding), dtype=torch.float64)
+        twin.conv_matrix(conv.weight.tolist(), 5, 6, stride, padding), dtype=torch.float64
+    )
     assert torch.allclose(part.map.dense(), wanted, atol=1e-14)
     y = torch.randn(2, *part.shape, dtype=torch.float64)
     back = part.map.transpose(y).flatten(1)
@@ -187,8 +191,9 @@ def test_a_batch_norm_is_its_gains_and_pools_do_not_expand():
 def test_the_resnets_jacobians_lie_below_its_products(gate):
     module = nets.ResNet(gate=gate)
     for norm in ("L2", "Linf"):
-        data = interp.run(GlobalLipschitz(norm=norm, n_samples=60),
-                          nets.wrap(module, (2, 6, 6)), None).data
+        data = interp.run(
+            GlobalLipschitz(norm=norm, n_samples=60), nets.wrap(module, (2, 6, 6)), None
+        ).data
         assert 0 < float(data["lower"]) <= float(data["upper"])
 
 

@@ -39,8 +39,11 @@ def task(x, labels=None):
 @pytest.mark.parametrize("variant", ["best", "lbp", "recurjac", "interval", "naive"])
 def test_a_linear_network_has_its_constant_exactly(variant):
     module = nn.Sequential(nn.Linear(5, 3)).double()
-    result = interp.run(LocalLipschitz(variant=variant, epsilons=(0, 0.1, 10)),
-                        nets.wrap(module, (5,)), task(np.zeros((2, 5))))
+    result = interp.run(
+        LocalLipschitz(variant=variant, epsilons=(0, 0.1, 10)),
+        nets.wrap(module, (5,)),
+        task(np.zeros((2, 5))),
+    )
     wanted = module[0].weight.abs().sum(1).detach().numpy()
     lower, upper = result.data["lower"].values, result.data["upper"].values
     assert np.allclose(lower, wanted, rtol=1e-12)
@@ -91,18 +94,22 @@ def test_enumeration_of_patterns_equals_branch_and_bound(seed):
     ranges = gate_ranges(net, box)
     slopes = slope_ranges(net, ranges)
     assert 2 <= int(unstable(slopes)) <= 11
-    options = [[sorted({float(a), float(b)}) for a, b in zip(lo[0], hi[0], strict=True)]
-               for lo, hi in slopes.values()]
+    options = [
+        [sorted({float(a), float(b)}) for a, b in zip(lo[0], hi[0], strict=True)]
+        for lo, hi in slopes.values()
+    ]
     wanted = twin.enumerate_norms(nets.layers_of(module), options)
     root = nets.bounds(net, x, 0.25).norm()[0]
     lower = largest_gradients(net, box, nets.eye(net), 300, 0, 2**28)[0]
     for j, value in enumerate(wanted):
         found = Search(net, box, nets.eye(net)[:, j : j + 1], ranges).run(
-            float(root[j]), float(lower[j]), nodes=10_000, seconds=60)
+            float(root[j]), float(lower[j]), nodes=10_000, seconds=60
+        )
         assert found.status == "complete"
         assert found.bound == pytest.approx(value, rel=1e-10)
         tight = Search(net, box, nets.eye(net)[:, j : j + 1], ranges, tighten=True).run(
-            float(root[j]), float(lower[j]), nodes=10_000, seconds=60)
+            float(root[j]), float(lower[j]), nodes=10_000, seconds=60
+        )
         assert float(lower[j]) <= tight.bound * (1 + 1e-9) <= value * (1 + 2e-9)
     assert max(float(r) / w for r, w in zip(root, wanted, strict=True)) > 1.001
 
@@ -111,11 +118,21 @@ def test_enumeration_of_patterns_equals_branch_and_bound(seed):
 
 TABLE = {
     (16, 16, 16, 10): (
-        44.912, {0.05: (6.052, 6.277, 6.277, 1), 0.1: (6.061, 6.416, 6.642, 3),
-                 0.5: (9.841, 14.122, 14.122, 32)}),
+        44.912,
+        {
+            0.05: (6.052, 6.277, 6.277, 1),
+            0.1: (6.061, 6.416, 6.642, 3),
+            0.5: (9.841, 14.122, 14.122, 32),
+        },
+    ),
     (16, 32, 32, 10): (
-        95.922, {0.05: (11.614, 11.947, 11.947, 2), 0.1: (11.975, 12.914, 14.523, 5),
-                 0.5: (22.742, 34.015, 34.015, 64)}),
+        95.922,
+        {
+            0.05: (11.614, 11.947, 11.947, 2),
+            0.1: (11.975, 12.914, 14.523, 5),
+            0.5: (22.742, 34.015, 34.015, 64),
+        },
+    ),
 }
 
 
@@ -133,13 +150,25 @@ def test_trained_networks_give_the_verified_table(dims):
 
 def test_the_three_regimes_of_the_digits_network():
     """Flat at the gradient, then growing, then saturated."""
-    wanted = {1e-4: 88.65, 1e-3: 88.65, 1 / 255: 112.26, 8 / 255: 121.99, 0.1: 145.62,
-              0.2: 190.35, 0.3: 227.26, 0.5: 227.42, 2.0: 227.42}
+    wanted = {
+        1e-4: 88.65,
+        1e-3: 88.65,
+        1 / 255: 112.26,
+        8 / 255: 121.99,
+        0.1: 145.62,
+        0.2: 190.35,
+        0.3: 227.26,
+        0.5: 227.42,
+        2.0: 227.42,
+    }
     from interp.tasks.digits import images
 
     x = images()[0][1300].reshape(1, 64)
-    result = interp.run(LocalLipschitz(epsilons=tuple(wanted), variant="lbp", n_samples=60),
-                        nets.wrap(nets.digits(), (64,)), task(x))
+    result = interp.run(
+        LocalLipschitz(epsilons=tuple(wanted), variant="lbp", n_samples=60),
+        nets.wrap(nets.digits(), (64,)),
+        task(x),
+    )
     line = result.data["bound"].sel(variant="lbp").isel(prompt=0).values
     assert np.allclose(line, list(wanted.values()), atol=6e-3)
     flat = result.data["lower"].isel(prompt=0, epsilon=0).max()
@@ -150,7 +179,9 @@ def test_branch_and_bound_gives_the_verified_constant_of_a_small_network():
     net = nets.wrap(nets.leaders(16, 8, 8, 10), (16,))
     result = interp.run(
         LocalLipschitz(epsilons=(0.05, 0.2), bab_nodes=5000, variant="lbp", n_samples=500),
-        net, task(X16))
+        net,
+        task(X16),
+    )
     best = result.data["bound"].isel(prompt=0)
     assert best.sel(variant="bab").values == pytest.approx([2.649502, 2.756493], abs=1e-5)
     assert best.sel(variant="lbp", epsilon=0.2) == pytest.approx(3.9494, abs=1e-4)
@@ -220,8 +251,13 @@ def test_pools_and_leaky_relus_are_rewritten_exactly():
         net = nets.network(module, (2, 6, 6))
         x = torch.randn(7, 2, 6, 6, dtype=torch.float64)
         assert torch.allclose(net.values(x)[net.output], module(x), atol=1e-12)
-    for pool in (nn.MaxPool2d(3, 2, 1), nn.MaxPool2d(2, 2, ceil_mode=True),
-                 nn.MaxPool2d(2, 1, dilation=2), nn.MaxPool2d((1, 3)), nn.MaxPool1d(3, 2, 1)):
+    for pool in (
+        nn.MaxPool2d(3, 2, 1),
+        nn.MaxPool2d(2, 2, ceil_mode=True),
+        nn.MaxPool2d(2, 1, dilation=2),
+        nn.MaxPool2d((1, 3)),
+        nn.MaxPool1d(3, 2, 1),
+    ):
         shape = (2, 7) if isinstance(pool, nn.MaxPool1d) else (2, 7, 7)
         net = nets.network(nn.Sequential(pool), shape)
         x = torch.randn(3, *shape, dtype=torch.float64)
@@ -230,8 +266,9 @@ def test_pools_and_leaky_relus_are_rewritten_exactly():
 
 def test_bounds_rise_with_the_radius_and_saturate():
     model = nets.wrap(nets.leaders(16, 16, 16, 10), (16,))
-    result = interp.run(LocalLipschitz(epsilons=(0, 0.01, 0.05, 0.1, 0.3, 1, 10, 1000)), model,
-                        task(X16))
+    result = interp.run(
+        LocalLipschitz(epsilons=(0, 0.01, 0.05, 0.1, 0.3, 1, 10, 1000)), model, task(X16)
+    )
     upper, lower = result.data["upper"].values, result.data["lower"].values
     assert (np.diff(upper, axis=1) >= 0).all() and (np.diff(lower, axis=1) >= 0).all()
     assert np.allclose(upper[:, -1], upper[:, -2]) and upper[0, -1].max() > upper[0, 0].max() * 1.2
@@ -267,7 +304,9 @@ def test_no_input_within_the_certified_radius_changes_the_label():
     x = pixels[rows].reshape(-1, 64)
     result = interp.run(
         LocalLipschitz(epsilons=(0.005, 0.01, 0.02), outputs="margins", domain=(0, 1)),
-        nets.wrap(module, (64,)), task(x, labels[rows]))
+        nets.wrap(module, (64,)),
+        task(x, labels[rows]),
+    )
     radius = result.data["radius"].max("epsilon").values
     assert (radius > 1e-3).all()
 
@@ -285,7 +324,7 @@ def test_no_input_within_the_certified_radius_changes_the_label():
                 moved = adversarial + reach / 4 * step
                 adversarial = torch.minimum(torch.maximum(moved, start - reach), start + reach)
                 adversarial = adversarial.clamp(0, 1).detach()
-                flipped |= (module(adversarial).argmax(1).numpy() != labels[rows])
+                flipped |= module(adversarial).argmax(1).numpy() != labels[rows]
         return flipped
 
     assert not flips(radius * 0.999).any()
@@ -296,8 +335,9 @@ def test_a_wrong_label_has_no_radius():
     model = nets.wrap(nets.digits(), (64,))
     x = np.full((1, 64), 0.5)
     said = int(model.run(x).logits.argmax())
-    result = interp.run(LocalLipschitz(epsilons=(0.01,), outputs="margins"), model,
-                        task(x, [(said + 1) % 10]))
+    result = interp.run(
+        LocalLipschitz(epsilons=(0.01,), outputs="margins"), model, task(x, [(said + 1) % 10])
+    )
     assert float(result.data["radius"].max()) == 0.0
 
 
@@ -319,7 +359,8 @@ def test_a_search_gives_a_bound_at_every_moment():
     done = Search(net, box, seed, ranges).run(root, 0.0, nodes=10**6, seconds=0.05)
     assert done.status == "time" and done.bound <= root
     steps = Search(net, box, seed, ranges).run(
-        root, 0.0, nodes=101, seconds=60, tell=lambda f: seen.append((f.nodes, f.bound)))
+        root, 0.0, nodes=101, seconds=60, tell=lambda f: seen.append((f.nodes, f.bound))
+    )
     assert seen[-1] == (steps.nodes, steps.bound) and len(seen) > 4
 
 
@@ -355,15 +396,32 @@ class Cancels:
         self.make = make
 
 
-def test_a_cancelled_search_leaves_the_bounds_of_the_finished_radii():
+def test_a_cancelled_search_leaves_the_bounds_it_had_come_to():
+    """Finished radii are whole; the one being searched has its best bound so far; later none."""
     model = nets.wrap(nets.leaders(16, 16, 16, 10), (16,))
-    context = Cancels(after=14)
+    spec = LocalLipschitz(epsilons=(0.01, 0.2, 0.4), bab_nodes=10_000, bab_seconds=30)
+    context = Cancels(after=24)
     with pytest.raises(CancelledError):
-        LocalLipschitz(epsilons=(0.01, 0.2), bab_nodes=10_000, bab_seconds=30).measure(
-            model, task(X16), context)
+        spec.measure(model, task(X16), context)
     data = context.make()
-    upper = data["upper"].values[0]
-    assert np.isfinite(upper[0]).all() and np.isnan(upper[1]).all()
+    upper, lines = data["upper"].values[0], data["bound"].isel(prompt=0)
+    assert np.isfinite(upper[:2]).all() and np.isnan(upper[2]).all()
+    found = data["upper"].sel(epsilon=0.2).values[0]
+    root = nets.bounds(nets.network(nets.leaders(16, 16, 16, 10), (16,)), X16, 0.2).norm()[0]
+    assert found[0] < 0.999 * float(root[0]) and found[-1] == pytest.approx(float(root[-1]))
+    assert float(lines.sel(variant="bab", epsilon=0.2)) <= float(
+        lines.sel(variant="lbp", epsilon=0.2)
+    )
+
+
+def test_what_a_search_leaves_open_falls_with_the_branches_allowed():
+    model = nets.wrap(nets.leaders(16, 8, 8, 10), (16,))
+    result = interp.run(
+        LocalLipschitz(epsilons=(0.2,), bab_nodes=300, variant="lbp"), model, task(X16)
+    )
+    gap = result.data["gap"].isel(prompt=0).values
+    assert (np.diff(gap) <= 1e-12).all() and gap[0] > 0.2 > gap[-1] >= 0
+    assert list(result.data["budget"].values) == [1, 4, 16, 64, 256, 300]
 
 
 def test_the_answer_does_not_depend_on_memory_or_on_company():
@@ -380,8 +438,11 @@ def test_the_answer_does_not_depend_on_memory_or_on_company():
 
 
 def test_certified_and_found_are_never_confused():
-    result = interp.run(LocalLipschitz(epsilons=(0.05, 0.2), bab_nodes=20),
-                        nets.wrap(nets.leaders(16, 8, 8, 10), (16,)), task(X16))
+    result = interp.run(
+        LocalLipschitz(epsilons=(0.05, 0.2), bab_nodes=20),
+        nets.wrap(nets.leaders(16, 8, 8, 10), (16,)),
+        task(X16),
+    )
     data = result.data
     assert data["upper"].attrs["certificate"] == "upper" and data["upper"].attrs["certified"] == 1
     assert data["lower"].attrs["certificate"] == "lower" and data["lower"].attrs["certified"] == 0
@@ -407,8 +468,11 @@ def test_half_precision_weights_are_read_as_float64():
     module = nets.random_stack((4, 8, 3)).to(torch.bfloat16)
     model = interp.load_model(module, example=torch.full((1, 4), 0.5, dtype=torch.bfloat16))
     result = interp.run(LocalLipschitz(epsilons=(0.1,)), model, task(np.full((1, 4), 0.5)))
-    again = interp.run(LocalLipschitz(epsilons=(0.1,)), nets.wrap(module.double(), (4,)),
-                       task(np.full((1, 4), 0.5)))
+    again = interp.run(
+        LocalLipschitz(epsilons=(0.1,)),
+        nets.wrap(module.double(), (4,)),
+        task(np.full((1, 4), 0.5)),
+    )
     assert np.allclose(result.data["upper"], again.data["upper"], rtol=1e-12)
 
 
@@ -421,8 +485,11 @@ def test_half_precision_weights_are_read_as_float64():
     (nn.BatchNorm1d(4, track_running_stats=False), "running statistics"),
 ])  # fmt: skip
 def test_an_operator_that_is_not_linear_is_refused_by_name_and_path(layer, word):
-    model = interp.load_model(nn.Sequential(nn.Linear(4, 4), layer).double().eval(),
-                              example=np.random.default_rng(0).normal(size=(3, 4)), verify=False)
+    model = interp.load_model(
+        nn.Sequential(nn.Linear(4, 4), layer).double().eval(),
+        example=np.random.default_rng(0).normal(size=(3, 4)),
+        verify=False,
+    )
     with pytest.raises(CapabilityError, match=f"1 is a .*{word}|{word}"):
         interp.run(LocalLipschitz(), model, task(np.zeros((1, 4))))
 

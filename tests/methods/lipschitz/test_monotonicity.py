@@ -30,8 +30,9 @@ def test_non_negative_weights_are_certified_everywhere(gate):
             if isinstance(layer, nn.Linear):
                 layer.weight.abs_()
     for radius in (0.01, 1.0, 100.0):
-        data = interp.run(Monotonicity(epsilon=radius), nets.wrap(module, (5,)),
-                          around(np.zeros(5))).data
+        data = interp.run(
+            Monotonicity(epsilon=radius), nets.wrap(module, (5,)), around(np.zeros(5))
+        ).data
         assert (data["sign"].values == 1).all()
     with torch.no_grad():
         module[0].weight[:, 2].neg_()
@@ -60,8 +61,15 @@ def test_a_gate_at_zero_is_refuted_or_unknown_never_certified():
     module[0].weight.data = torch.tensor([[1.0], [-1.0]], dtype=torch.float64)
     module[2].weight.data = torch.tensor([[1.0, 2.0]], dtype=torch.float64)
     for radius, samples, wanted in ((0.1, 50, 0.0), (0.0, 0, np.nan)):
-        sign = interp.run(Monotonicity(epsilon=radius, n_samples=samples), nets.wrap(module, (1,)),
-                          around(np.zeros(1))).data["sign"].values.ravel()
+        sign = (
+            interp.run(
+                Monotonicity(epsilon=radius, n_samples=samples),
+                nets.wrap(module, (1,)),
+                around(np.zeros(1)),
+            )
+            .data["sign"]
+            .values.ravel()
+        )
         assert np.array_equal(sign, [wanted], equal_nan=True)
 
 
@@ -71,11 +79,16 @@ def test_the_shipped_network_rises_and_falls_where_its_card_says():
     task = interp.load_task("diabetes:n=4", model)
     data = interp.run(Monotonicity(epsilon=100.0), model, task).data
     assert list(data["name"].values) == list(FEATURES)
-    for name, wanted in [*((n, 1) for n in card["known"]["rising"]),
-                         *((n, -1) for n in card["known"]["falling"])]:
+    for name, wanted in [
+        *((n, 1) for n in card["known"]["rising"]),
+        *((n, -1) for n in card["known"]["falling"]),
+    ]:
         assert (data["sign"].isel(feature=FEATURES.index(name)).values == wanted).all(), name
-    others = [i for i, n in enumerate(FEATURES)
-              if n not in card["known"]["rising"] + card["known"]["falling"]]
+    others = [
+        i
+        for i, n in enumerate(FEATURES)
+        if n not in card["known"]["rising"] + card["known"]["falling"]
+    ]
     assert not (np.abs(data["sign"].isel(feature=others).values) == 1).all()
     near = interp.run(Monotonicity(epsilon=0.05), model, task)
     assert near.passed and (near.data["count"].sel(statistic="certified").values >= 4).all()
@@ -83,6 +96,7 @@ def test_the_shipped_network_rises_and_falls_where_its_card_says():
 
 def test_images_keep_their_axes():
     module = nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU(), nn.Flatten(), nn.Linear(8, 2))
-    data = interp.run(Monotonicity(), nets.wrap(module, (1, 4, 4)),
-                      around(np.zeros((1, 1, 4, 4)))).data
+    data = interp.run(
+        Monotonicity(), nets.wrap(module, (1, 4, 4)), around(np.zeros((1, 1, 4, 4)))
+    ).data
     assert data["sign"].dims == ("prompt", "label", "channel", "row", "column")

@@ -35,7 +35,8 @@ def test_on_digits_the_bounds_stand_in_order():
     model = interp.load_model("zoo:digits-mlp")
     task = interp.load_task("digits:n=40,seed=3", model)
     result = interp.run(
-        LocalLipschitz(epsilons=(1e-3, 8 / 255, 0.1), n_samples=30, domain=(0, 1)), model, task)
+        LocalLipschitz(epsilons=(1e-3, 8 / 255, 0.1), n_samples=30, domain=(0, 1)), model, task
+    )
     in_order(result.data)
     lines = result.data["bound"].sel(epsilon=0.1).mean("prompt").values
     assert (np.diff(lines) > 0.01 * lines[0]).all()  # at this radius each is a real step
@@ -49,7 +50,8 @@ def test_the_cards_headline_is_measured_again():
         said = module(torch.tensor(pixels[1300:].reshape(-1, 64), dtype=torch.float32)).argmax(1)
     card = card_of("digits-mlp").facts
     assert float((said.numpy() == labels[1300:]).mean()) == pytest.approx(
-        card["inputs"]["test_accuracy"], abs=3 / 497)
+        card["inputs"]["test_accuracy"], abs=3 / 497
+    )
     from interp.tasks.digits import patients
 
     x, y = patients()
@@ -58,7 +60,8 @@ def test_the_cards_headline_is_measured_again():
         out = interp.load_model("zoo:monotone-mlp").module()(torch.tensor(x, dtype=torch.float32))
     explained = 1 - float(((out[:, 0].numpy() - y) ** 2).mean() / y.var())
     assert explained == pytest.approx(
-        card_of("monotone-mlp").facts["inputs"]["explained_variance"], abs=1e-3)
+        card_of("monotone-mlp").facts["inputs"]["explained_variance"], abs=1e-3
+    )
 
 
 @pytest.mark.parametrize("name", CARDS)
@@ -82,7 +85,8 @@ def mnist(test_data):
     weights = torch.load(folder / "mnist_fc_3layer.pth", weights_only=True, map_location="cpu")
     weights = weights.get("state_dict", weights)
     module = nn.Sequential(
-        nn.Linear(784, 128), nn.ReLU(), nn.Linear(128, 64), nn.ReLU(), nn.Linear(64, 10))
+        nn.Linear(784, 128), nn.ReLU(), nn.Linear(128, 64), nn.ReLU(), nn.Linear(64, 10)
+    )
     values = list(weights.values())
     module.load_state_dict(dict(zip(module.state_dict(), values, strict=True)))
     model = interp.load_model(module, example=torch.full((1, 784), 0.5))
@@ -103,7 +107,8 @@ def test_mnists_network_is_the_one_that_was_published(mnist):
 def test_a_hundred_mnist_images_in_one_call_stand_in_order(mnist):
     model, task = mnist
     result = interp.run(
-        LocalLipschitz(epsilons=(2 / 255,), n_samples=5, domain=(0, 1)), model, task)
+        LocalLipschitz(epsilons=(2 / 255,), n_samples=5, domain=(0, 1)), model, task
+    )
     in_order(result.data)
     lines = result.data["bound"].isel(epsilon=0).mean("prompt").values
     assert lines[1] < 0.7 * lines[3] and lines[3] < 0.2 * lines[4]  # LBP, intervals, product
