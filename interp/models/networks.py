@@ -13,7 +13,6 @@ import torch
 from torch import nn
 
 from interp.models import registry, safety
-from interp.models.registry import NETWORK as ARCHITECTURE
 from interp.models.registry import Card
 from interp.models.tensors import read_tensors
 from interp.terms import RefusedError, UsageError, unknown_name
@@ -36,9 +35,7 @@ def build(config: dict[str, Any]) -> nn.Sequential:
     layers = []
     for name, arguments in config["layers"]:
         if name not in LAYERS:
-            raise RefusedError(
-                f"The network has a layer {name!r}; known are {', '.join(LAYERS)}."
-            )
+            raise RefusedError(f"The network has a layer {name!r}; known are {', '.join(LAYERS)}.")
         layers.append(LAYERS[name](**arguments))
     return nn.Sequential(*layers)
 
