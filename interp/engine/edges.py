@@ -9,7 +9,7 @@ one layer are rebuilt together, so that a post-norm sees their sum.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -65,12 +65,19 @@ def all_edges(shape: ModelShape) -> list[tuple[Site, Site]]:
     return [(u, v) for v in readers for u in writers if reaches(u, v, shape.parallel)]
 
 
-def check_edges(edits: Iterable[Edit], shape: ModelShape) -> None:
-    """Refuse edges that the model does not have.
+def check_edges(edits: Sequence[Edit], shape: ModelShape) -> None:
+    """Refuse edges of one cell that the model does not have.
 
     Raises:
-        UsageError: not a writer or reader, a head that is not there, a reader before its writer.
+        UsageError: not a writer or reader, a head that is not there, a reader before its writer,
+            the embedding edited both as a node and along an edge.
     """
+    embeds = {e.reader is None for e in edits if e.site.kind == "embed"}
+    if len(embeds) == 2:
+        raise UsageError(
+            "One cell edits the embedding as a node and along an edge.",
+            remedy="Edit it along its edges alone, or as a node alone.",
+        )
     for edit in edits:
         reader, writer = edit.reader, edit.site
         if reader is None:

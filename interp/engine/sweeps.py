@@ -79,7 +79,8 @@ class _Work:
         self.noise = noise
         self.blocks: Blocks = model.blocks
         self.shape = model.shape
-        check_edges((e for c in cells for e in c.edits), self.shape)
+        for cell in cells:
+            check_edges(cell.edits, self.shape)
         self.pairs, self.metric, self.direction = pairs, metric, direction
         self.arrays: list[Any] = []
         if noise is None:

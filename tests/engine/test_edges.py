@@ -195,6 +195,20 @@ def test_edges_that_do_not_exist_are_refused(models: Any, u: Any, v: Any, given:
         sweep(model, pairs_for(VOCAB), [Cell((edge(u, v),))], Remembering())
 
 
+@pytest.mark.parametrize("family", ["llama", "gemma2", "gpt_neox"])
+def test_a_node_edited_in_the_same_cell_is_not_counted_twice(models: Any, family: str) -> None:
+    _, model = models[family]
+    pairs = pairs_for(VOCAB)
+    for u, v in ((("z", 1, 2), ("q", 3, 1)), (("mlp", 1), ("logits",))):
+        node = Edit(writer(u))
+        found = sweep(model, pairs, [Cell((node, edge(u, v))), Cell((node,))], Remembering())
+        assert np.abs(found.patched[1] - found.base).max() > 1e-3
+        np.testing.assert_allclose(found.patched[0], found.patched[1], rtol=0, atol=1e-10)
+    both = Cell((Edit(Site("embed")), edge(("embed",), ("q", 1, 0))))
+    with pytest.raises(UsageError, match="as a node and along an edge"):
+        sweep(model, pairs, [both], Remembering())
+
+
 def test_only_writers_and_readers_have_edges(models: Any) -> None:
     _, model = models["llama"]
     for edit in (

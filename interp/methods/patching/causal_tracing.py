@@ -200,7 +200,7 @@ class CausalTracing(Method):
         metric = metric_named(self.metric)
         again = plain_metrics(model, task, cells, metric, direction="noising", at=self._at())
         drift = float(np.nanmax(np.abs(again - found.patched[1 + top]), initial=0.0))
-        note = f"{len(top)} cells of the first draw measured again by the back-end, a pass each."
+        note = f"{len(top)} of the first draw measured again on {len(task)} prompts."
         title = "largest cells by plain forward passes"
         value = drift / metric_size(found)
         context.check(Check("plain_forward", title, value, tolerance(model), note=note))
