@@ -26,8 +26,10 @@ RULES = ("none", "relp", "relp_ah", "relp_no_identity", "attnlrp", "cplrp")
 DIRECTION = "denoising"
 
 PUBLISHED = {
-    ("gpt2", "resid_pre"): (0.753, 0.968), ("gpt2", "attn_out"): (0.979, 0.962),
-    ("gpt2", "mlp_out"): (0.195, 0.992), ("gpt2-medium", "resid_pre"): (0.671, math.nan),
+    ("gpt2", "resid_pre"): (0.753, 0.968),
+    ("gpt2", "attn_out"): (0.979, 0.962),
+    ("gpt2", "mlp_out"): (0.195, 0.992),
+    ("gpt2-medium", "resid_pre"): (0.671, math.nan),
     ("gpt2-large", "mlp_out"): (0.006, 0.956),
 }
 """Pearson's correlation of AtP and RelP with exact patching on IOI, as published."""
@@ -44,23 +46,37 @@ def foreign(folder: Path) -> list[tuple[str, str]]:
     ]
 
 
-def score(model: Any, task: Any, store: Any, seed: int, rules: Sequence[str]
-          ) -> tuple[list[dict[str, Any]], list[Any]]:
+def score(
+    model: Any, task: Any, store: Any, seed: int, rules: Sequence[str]
+) -> tuple[list[dict[str, Any]], list[Any]]:
     """Agreement of every rule set at every site."""
     rows, results = [], []
     kinds = {s.kind for s in model.sites}
     for site in (s for s in SITES if s in kinds):
         exact = interp.run(
             interp.methods.ActivationPatching(site=site, direction=DIRECTION, seed=seed),
-            model, task, store=store, progress=False)
+            model,
+            task,
+            store=store,
+            progress=False,
+        )
         for name in rules:
             estimate = interp.run(
                 interp.methods.AttributionPatching(
-                    site=site, direction=DIRECTION, rules=name, seed=seed),
-                model, task, store=store, progress=False)
+                    site=site, direction=DIRECTION, rules=name, seed=seed
+                ),
+                model,
+                task,
+                store=store,
+                progress=False,
+            )
             found = interp.run(
                 interp.methods.Agreement(exact=exact.run_id, estimate=estimate.run_id, seed=seed),
-                model, None, store=store, progress=False)
+                model,
+                None,
+                store=store,
+                progress=False,
+            )
             rows.append(row_of(model.id, site, name, found))
             if name in ("none", "relp"):
                 results.append(found)
@@ -72,12 +88,17 @@ def row_of(model: str, site: str, rules: str, found: Any) -> dict[str, Any]:
     whole, interval = found.data["agreement"], found.data["agreement_ci"]
     by_layer = found.data.get("agreement_by_layer")
     return {
-        "model": model, "site": site, "rules": rules, "cells": int(found.data["n_cells"]),
+        "model": model,
+        "site": site,
+        "rules": rules,
+        "cells": int(found.data["n_cells"]),
         **{str(s): float(whole.sel(statistic=s)) for s in whole["statistic"].values},
         "pearson_ci": interval.sel(statistic="pearson").values.tolist(),
-        "pearson_by_layer": [] if by_layer is None else
-        by_layer.sel(statistic="pearson").values.tolist(),
-        "passed": found.passed, "run": found.run_id,
+        "pearson_by_layer": []
+        if by_layer is None
+        else by_layer.sel(statistic="pearson").values.tolist(),
+        "passed": found.passed,
+        "run": found.run_id,
     }
 
 
@@ -90,8 +111,11 @@ def published(model: str, site: str, rules: str) -> str:
 
 def table(rows: list[dict[str, Any]]) -> str:
     """The rows as Markdown."""
-    lines = ["| model | site | rules | cells | Pearson (95 %) | Spearman | top 10 | slope | "
-             "by layer | published |", "|" + "---|" * 10]
+    lines = [
+        "| model | site | rules | cells | Pearson (95 %) | Spearman | top 10 | slope | "
+        "by layer | published |",
+        "|" + "---|" * 10,
+    ]
     for r in rows:
         low, high = r["pearson_ci"]
         layers = " ".join(f"{v:.2f}" for v in r["pearson_by_layer"])
@@ -101,7 +125,8 @@ def table(rows: list[dict[str, Any]]) -> str:
             f"| {name} | {r['site']} | {r['rules']} | {r['cells']} "
             f"| {r['pearson']:.3f} ({low:.3f} to {high:.3f}) "
             f"| {r['spearman']:.3f} | {r['overlap_top_10']:.1f} | {r['slope']:.2f} | {layers} "
-            f"| {published(r['model'], r['site'], r['rules'])} |")
+            f"| {published(r['model'], r['site'], r['rules'])} |"
+        )
     return "\n".join(lines)
 
 

@@ -300,7 +300,8 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     with quiet():
         data |= measure(args, say)
     text = "\n\n".join(
-        [f"# Attribution, {args.shape} shape", describe(data["machine"]), show(data)])
+        [f"# Attribution, {args.shape} shape", describe(data["machine"]), show(data)]
+    )
     path = write(f"attribution-{args.shape}-{device.type}-{args.dtype}", data, text, args.out)
     say(f"written: {path}")
     print(json.dumps(data, default=str) if args.json else text)

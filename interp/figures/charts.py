@@ -82,9 +82,7 @@ def bars(
     if len(values) <= MOST_BARS:
         hatched = [] if sure is None else ["" if s else "/" for s in sure]
         pattern = {"pattern": {"shape": hatched, "fgopacity": 0.6}} if any(hatched) else {}
-        trace: Any = go.Bar(
-            marker={"color": SERIES[0], "line": {"width": 0}, **pattern}, **common
-        )
+        trace: Any = go.Bar(marker={"color": SERIES[0], "line": {"width": 0}, **pattern}, **common)
     else:
         trace = go.Scatter(mode="markers", marker={"color": SERIES[0], "size": 4}, **common)
     figure = go.Figure(trace)
@@ -289,8 +287,10 @@ def scatter(values: np.ndarray, measure: Axis, cells: Axis, *, units: str) -> go
         )
     )
     tail = unit_text(units)
-    for axes, name in ((figure.update_xaxes, measure.raw[0]), (figure.update_yaxes,
-                                                              measure.raw[1])):
+    for axes, name in (
+        (figure.update_xaxes, measure.raw[0]),
+        (figure.update_yaxes, measure.raw[1]),
+    ):
         text = f"{name}, {tail}"
         axes(title={"text": plain(text)}, range=ends, tickformat="~g", zeroline=True)
     figure.update_layout(height=480)

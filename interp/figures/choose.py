@@ -14,8 +14,18 @@ if TYPE_CHECKING:
     import xarray as xr
 
 Kind = Literal[
-    "patterns", "graph", "image", "curve", "whiskers", "square", "grid", "words", "bars", "card",
-    "scatter", "points",
+    "patterns",
+    "graph",
+    "image",
+    "curve",
+    "whiskers",
+    "square",
+    "grid",
+    "words",
+    "bars",
+    "card",
+    "scatter",
+    "points",
 ]
 
 SQUARES: tuple[tuple[str, str], ...] = (

@@ -31,7 +31,8 @@ RECIPES: dict[str, Recipe] = {
     "ioi": Recipe("ioi", "GPT-2, 4 layers × 4 heads, five grammars", "interp.training.ioi"),
     "ioi-llama": Recipe("ioi-llama", "Llama, the same grammars", "interp.training.ioi_llama"),
     "digits-collapse": Recipe(
-        "digits-collapse", "a perceptron on digits, into neural collapse",
+        "digits-collapse",
+        "a perceptron on digits, into neural collapse",
         "interp.training.digits_collapse",
     ),
     "digits-mixup": Recipe(

@@ -110,8 +110,11 @@ def test_an_entry_that_is_not_there_is_refused_with_those_that_are():
 
 def test_two_measures_of_the_same_cells_are_a_scatter_with_the_line_of_equals():
     values = np.array([[0.0, 1.0, 2.0, np.nan], [0.5, 1.0, 1.5, 1.0]])
-    coords = {"measure": ["measured", "estimated"], "cell": range(4),
-              "cell_name": ("cell", ["L0 @1", "L0 @<b>", "L1 @0", "L1 @1"])}
+    coords = {
+        "measure": ["measured", "estimated"],
+        "cell": range(4),
+        "cell_name": ("cell", ["L0 @1", "L0 @<b>", "L1 @0", "L1 @1"]),
+    }
     figure = figures_of(xr.Dataset({"v": array(values, ("measure", "cell"), coords)}))["v"]
     line, points = figure.data
     assert figure.layout.meta["kind"] == "scatter" and line.meta["role"] == "identity"

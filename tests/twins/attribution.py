@@ -22,8 +22,9 @@ class NormStep(torch.autograd.Function):
     """The norm's own value; backwards the divisor is a constant."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, y: Tensor, gain: Tensor, scale: Tensor, centred: bool
-                ) -> Tensor:
+    def forward(
+        ctx: Any, x: Tensor, y: Tensor, gain: Tensor, scale: Tensor, centred: bool
+    ) -> Tensor:
         ctx.save_for_backward(gain, scale)
         ctx.centred = centred
         return y.clone()
@@ -83,7 +84,8 @@ class Share(torch.autograd.Function):
 
 def _norms(model: Any) -> list[tuple[str, Any]]:
     return [
-        (n, m) for n, m in model.named_modules()
+        (n, m)
+        for n, m in model.named_modules()
         if "Norm" in type(m).__name__ and not n.endswith(("q_norm", "k_norm"))
     ]
 
@@ -106,8 +108,14 @@ def _norm_forward(module: Any, honest: Any) -> Any:
 
 def _attention(rule: str) -> Any:
     def forward(
-        module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Any,
-        scaling: float | None = None, softcap: float | None = None, **_: Any,
+        module: Any,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        attention_mask: Any,
+        scaling: float | None = None,
+        softcap: float | None = None,
+        **_: Any,
     ) -> tuple[Tensor, None]:
         if rule == "uniform":
             query, key = Share.apply(query, 0.25), Share.apply(key, 0.25)
@@ -158,8 +166,12 @@ def ruled(model: Any, family: str, *, norm: bool, act: bool, gate: str, attn: st
 
                 replace(unit, squash)
             if family in GATED:
-                replace(mlp, lambda x, m=mlp, f=unit: m.down_proj(
-                    Gate.apply(f(m.gate_proj(x)), m.up_proj(x), gate)))
+                replace(
+                    mlp,
+                    lambda x, m=mlp, f=unit: m.down_proj(
+                        Gate.apply(f(m.gate_proj(x)), m.up_proj(x), gate)
+                    ),
+                )
         name = f"twin_{attn}"
         AttentionInterface.register(name, _attention(attn))
         AttentionMaskInterface.register(name, eager_mask)
@@ -172,8 +184,15 @@ def ruled(model: Any, family: str, *, norm: bool, act: bool, gate: str, attn: st
 
 
 def estimates(
-    model: Any, family: str, base: Tensor, source: Tensor, kind: str, layer: int,
-    right: list[Any], wrong: list[Any], rules: dict[str, Any] | None = None,
+    model: Any,
+    family: str,
+    base: Tensor,
+    source: Tensor,
+    kind: str,
+    layer: int,
+    right: list[Any],
+    wrong: list[Any],
+    rules: dict[str, Any] | None = None,
 ) -> Tensor:
     """``(a_source - a_base) ⊙ ρ_base`` of one site, ``[prompt, position, width]``."""
     lent = read(model, family, kind, layer, source)
@@ -199,6 +218,7 @@ def estimates(
 
 def softmax_query(q: Tensor, k: Tensor, g: Tensor, new: Tensor, i: int, scale: float) -> Tensor:
     """One query replaced and its whole row computed again; ``q, k [T,E]``, ``g [T,T]``."""
+
     def row(query: Tensor) -> Tensor:
         return torch.softmax((k[: i + 1] @ query) * scale, 0)
 

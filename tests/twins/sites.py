@@ -16,44 +16,88 @@ from torch import Tensor
 Change = Callable[[Tensor], Tensor]
 
 LLAMA = {
-    "layers": "model.layers", "embed": "model.embed_tokens", "final": "model.norm",
-    "attn": "self_attn", "q": "self_attn.q_proj", "k": "self_attn.k_proj",
-    "v": "self_attn.v_proj", "o": "self_attn.o_proj", "mlp": "mlp", "out": "mlp.down_proj",
-    "ln1": "input_layernorm", "ln2": "post_attention_layernorm", "mid": "post_attention_layernorm",
+    "layers": "model.layers",
+    "embed": "model.embed_tokens",
+    "final": "model.norm",
+    "attn": "self_attn",
+    "q": "self_attn.q_proj",
+    "k": "self_attn.k_proj",
+    "v": "self_attn.v_proj",
+    "o": "self_attn.o_proj",
+    "mlp": "mlp",
+    "out": "mlp.down_proj",
+    "ln1": "input_layernorm",
+    "ln2": "post_attention_layernorm",
+    "mid": "post_attention_layernorm",
 }
 NORMED = {"q_norm": "self_attn.q_norm", "k_norm": "self_attn.k_norm"}
 LAYOUT: dict[str, dict[str, str]] = {
     "gpt2": {
-        "layers": "transformer.h", "embed": "transformer.wte", "final": "transformer.ln_f",
-        "attn": "attn", "q": "attn.c_attn", "k": "attn.c_attn", "v": "attn.c_attn",
-        "o": "attn.c_proj", "mlp": "mlp", "out": "mlp.c_proj", "ln1": "ln_1", "ln2": "ln_2",
+        "layers": "transformer.h",
+        "embed": "transformer.wte",
+        "final": "transformer.ln_f",
+        "attn": "attn",
+        "q": "attn.c_attn",
+        "k": "attn.c_attn",
+        "v": "attn.c_attn",
+        "o": "attn.c_proj",
+        "mlp": "mlp",
+        "out": "mlp.c_proj",
+        "ln1": "ln_1",
+        "ln2": "ln_2",
         "mid": "ln_2",
     },
     "gpt_neo": {
-        "layers": "transformer.h", "embed": "transformer.wte", "final": "transformer.ln_f",
-        "attn": "attn", "q": "attn.attention.q_proj", "k": "attn.attention.k_proj",
-        "v": "attn.attention.v_proj", "o": "attn.attention.out_proj", "mlp": "mlp",
-        "out": "mlp.c_proj", "ln1": "ln_1", "ln2": "ln_2", "mid": "ln_2",
+        "layers": "transformer.h",
+        "embed": "transformer.wte",
+        "final": "transformer.ln_f",
+        "attn": "attn",
+        "q": "attn.attention.q_proj",
+        "k": "attn.attention.k_proj",
+        "v": "attn.attention.v_proj",
+        "o": "attn.attention.out_proj",
+        "mlp": "mlp",
+        "out": "mlp.c_proj",
+        "ln1": "ln_1",
+        "ln2": "ln_2",
+        "mid": "ln_2",
     },
     "gpt_neox": {
-        "layers": "gpt_neox.layers", "embed": "gpt_neox.embed_in",
-        "final": "gpt_neox.final_layer_norm", "attn": "attention",
-        "q": "attention.query_key_value", "k": "attention.query_key_value",
-        "v": "attention.query_key_value", "o": "attention.dense", "mlp": "mlp",
-        "out": "mlp.dense_4h_to_h", "ln1": "input_layernorm", "ln2": "post_attention_layernorm",
+        "layers": "gpt_neox.layers",
+        "embed": "gpt_neox.embed_in",
+        "final": "gpt_neox.final_layer_norm",
+        "attn": "attention",
+        "q": "attention.query_key_value",
+        "k": "attention.query_key_value",
+        "v": "attention.query_key_value",
+        "o": "attention.dense",
+        "mlp": "mlp",
+        "out": "mlp.dense_4h_to_h",
+        "ln1": "input_layernorm",
+        "ln2": "post_attention_layernorm",
         "mid": "post_attention_layernorm",
     },
     **dict.fromkeys(("llama", "mistral", "qwen2"), LLAMA),
     "qwen3": {**LLAMA, **NORMED},
     "gemma2": {
-        **LLAMA, "attn": "post_attention_layernorm", "mlp": "post_feedforward_layernorm",
-        "ln1_post": "post_attention_layernorm", "ln2": "pre_feedforward_layernorm",
-        "ln2_post": "post_feedforward_layernorm", "mid": "pre_feedforward_layernorm",
+        **LLAMA,
+        "attn": "post_attention_layernorm",
+        "mlp": "post_feedforward_layernorm",
+        "ln1_post": "post_attention_layernorm",
+        "ln2": "pre_feedforward_layernorm",
+        "ln2_post": "post_feedforward_layernorm",
+        "mid": "pre_feedforward_layernorm",
     },
     "olmo2": {
-        **LLAMA, **NORMED, "attn": "post_attention_layernorm",
-        "mlp": "post_feedforward_layernorm", "ln1_post": "post_attention_layernorm",
-        "ln2_post": "post_feedforward_layernorm", "mid": "mlp", "ln1": "", "ln2": "",
+        **LLAMA,
+        **NORMED,
+        "attn": "post_attention_layernorm",
+        "mlp": "post_feedforward_layernorm",
+        "ln1_post": "post_attention_layernorm",
+        "ln2_post": "post_feedforward_layernorm",
+        "mid": "mlp",
+        "ln1": "",
+        "ln2": "",
     },
 }
 """Family -> where things are; ``attn`` and ``mlp`` give what is added to the residual."""
@@ -81,9 +125,17 @@ class Tapped:
     def __call__(self, tokens: Tensor) -> Tensor:
         """Logits."""
         with self.stack:
-            getattr(self, "tap_" + {
-                "q": "qkv", "k": "qkv", "v": "qkv", "z": "z", "pattern": "pattern",
-            }.get(self.kind, "scale" if self.kind.endswith("scale") else "plain"))()
+            getattr(
+                self,
+                "tap_"
+                + {
+                    "q": "qkv",
+                    "k": "qkv",
+                    "v": "qkv",
+                    "z": "z",
+                    "pattern": "pattern",
+                }.get(self.kind, "scale" if self.kind.endswith("scale") else "plain"),
+            )()
             return self.model(input_ids=tokens, use_cache=False).logits
 
     def see(self, value: Tensor) -> Tensor:
@@ -93,6 +145,7 @@ class Tapped:
 
     def before(self, module: Any, f: Change) -> None:
         """Pass a module's input through ``f``."""
+
         def hook(_: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
             if args:
                 return (f(args[0]), *args[1:]), kwargs
@@ -103,6 +156,7 @@ class Tapped:
 
     def after(self, module: Any, f: Change) -> None:
         """Pass a module's output through ``f``."""
+
         def hook(_: Any, __: Any, output: Any) -> Any:
             if isinstance(output, tuple):
                 return (f(output[0]), *output[1:])
@@ -216,9 +270,7 @@ class Tapped:
         handle = attention.register_forward_pre_hook(hook, with_kwargs=True)
         self.stack.callback(handle.remove)
 
-    def _column(
-        self, module: Any, args: Any, kwargs: Any, key: int, n: int, k: int
-    ) -> Tensor:
+    def _column(self, module: Any, args: Any, kwargs: Any, key: int, n: int, k: int) -> Tensor:
         seen: list[Tensor] = []
 
         def unit(out: Tensor) -> Tensor:

@@ -15,8 +15,25 @@ from interp.engine.gradients.relevance import relevance
 from interp.engine.gradients.ruleset import PRESETS, RuleSet, rule_set
 
 __all__ = [
-    "KINDS", "PRESETS", "Active", "Attribution", "LayerPass", "Reference", "RuleSet", "attribute",
-    "check_gradient", "conservation", "first_prompts", "frozen_effect", "integrate",
-    "own_estimates", "quadrature", "record", "relevance", "rule_set", "rules", "run_blocks",
+    "KINDS",
+    "PRESETS",
+    "Active",
+    "Attribution",
+    "LayerPass",
+    "Reference",
+    "RuleSet",
+    "attribute",
+    "check_gradient",
+    "conservation",
+    "first_prompts",
+    "frozen_effect",
+    "integrate",
+    "own_estimates",
+    "quadrature",
+    "record",
+    "relevance",
+    "rule_set",
+    "rules",
+    "run_blocks",
     "small_patch_slope",
 ]

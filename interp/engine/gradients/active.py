@@ -277,7 +277,8 @@ class _Proof:
         if len(kinds) == 1 and not present[kinds[0]]:
             raise InterpError(
                 f"The rule {kinds[0]!r} was asked for and this model has no part it is for.",
-                remedy="Use rules='none'.")
+                remedy="Use rules='none'.",
+            )
         for kind, count in wanted.items():
             if present[kind] != count:
                 raise InterpError(

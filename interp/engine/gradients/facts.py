@@ -40,8 +40,13 @@ def biases_of(blocks: Any, first: int) -> dict[int, dict[str, Tensor]]:
 
 
 def conservation(
-    model: HookedModel, pairs: PromptPairs, *, side: str = "clean", layer: int = 0,
-    metric: str = "logit_diff", at: int | str = "last",
+    model: HookedModel,
+    pairs: PromptPairs,
+    *,
+    side: str = "clean",
+    layer: int = 0,
+    metric: str = "logit_diff",
+    at: int | str = "last",
 ) -> tuple[float, float, float]:
     """``Σ a·ρ`` at resid_pre of a layer, the share of later constants, and the metric.
 
@@ -63,8 +68,12 @@ def conservation(
 
 
 def _shares(
-    model: HookedModel, pairs: PromptPairs, bucket: Bucket,
-    constants: dict[int, dict[str, Tensor]], layer: int, metric: str,
+    model: HookedModel,
+    pairs: PromptPairs,
+    bucket: Bucket,
+    constants: dict[int, dict[str, Tensor]],
+    layer: int,
+    metric: str,
 ) -> np.ndarray:
     """Cut, constants and metric of one bucket."""
     blocks, chosen = blocks_of(model), metric_named(metric)
@@ -86,14 +95,18 @@ def _shares(
 
 
 def _dotted(grads: dict[str, Tensor], values: dict[str, Tensor]) -> float:
-    return float(sum(
-        (grads[n].double() * values[n].detach().double()).sum() for n in grads
-    ))
+    return float(sum((grads[n].double() * values[n].detach().double()).sum() for n in grads))
 
 
 def small_patch_slope(
-    model: HookedModel, pairs: PromptPairs, site: Site, *, metric: str, direction: str,
-    at: int | str, step: float = 0.01,
+    model: HookedModel,
+    pairs: PromptPairs,
+    site: Site,
+    *,
+    metric: str,
+    direction: str,
+    at: int | str,
+    step: float = 0.01,
 ) -> np.ndarray:
     """Slope of the metric along one node's path at the base run, ``[prompt]``.
 
@@ -116,8 +129,14 @@ def small_patch_slope(
 
 
 def frozen_effect(
-    model: HookedModel, pairs: PromptPairs, cell: Cell, chosen: RuleSet, *, metric: str,
-    direction: str, at: int | str,
+    model: HookedModel,
+    pairs: PromptPairs,
+    cell: Cell,
+    chosen: RuleSet,
+    *,
+    metric: str,
+    direction: str,
+    at: int | str,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Exact effect of a cell in the network frozen at the base run, and its gradient estimate.
 
@@ -140,4 +159,3 @@ def frozen_effect(
 def first_prompts(pairs: PromptPairs, most: int) -> PromptPairs:
     """The first prompts of a task."""
     return pairs if len(pairs) <= most else pairs.select(range(most))
-

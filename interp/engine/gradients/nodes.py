@@ -90,9 +90,17 @@ class Wish:
 
 
 def attribute(
-    model: HookedModel, pairs: PromptPairs, kinds: Sequence[str], context: Context, *,
-    metric: str = "logit_diff", direction: str = "denoising", at: int | str = "last",
-    qk_fix: bool = False, grad_drop: bool = False, steps: Sequence[float] = (),
+    model: HookedModel,
+    pairs: PromptPairs,
+    kinds: Sequence[str],
+    context: Context,
+    *,
+    metric: str = "logit_diff",
+    direction: str = "denoising",
+    at: int | str = "last",
+    qk_fix: bool = False,
+    grad_drop: bool = False,
+    steps: Sequence[float] = (),
 ) -> Attribution:
     """Estimate the effect of patching every node of these kinds; see this file's head.
 
@@ -153,8 +161,11 @@ def check_gradient(metric: Metric, pairs: PromptPairs, direction: str) -> None:
             f"Metric {metric.name!r} is least at the clean run, so its gradient there is zero.",
             remedy="Use direction='denoising', or metric 'logit_diff'.",
         )
-    odd = [i for i, (a, b) in enumerate(zip(pairs.clean, pairs.corrupt, strict=True))
-           if len(a) != len(b)]
+    odd = [
+        i
+        for i, (a, b) in enumerate(zip(pairs.clean, pairs.corrupt, strict=True))
+        if len(a) != len(b)
+    ]
     if odd:
         raise UsageError(
             f"Prompt {odd[0] + 1} has {len(pairs.clean[odd[0]])} clean and "
@@ -176,8 +187,10 @@ def _check_kinds(model: HookedModel, wish: Wish) -> None:
             remedy="Use plain attribution on this model.",
         )
     if wish.grad_drop and model.shape.n_layers < 2:
-        raise UsageError("GradDrop blocks one layer after another; this model has one.",
-                         remedy="Use grad_drop=False.")
+        raise UsageError(
+            "GradDrop blocks one layer after another; this model has one.",
+            remedy="Use grad_drop=False.",
+        )
 
 
 def empty_arrays(model: HookedModel, pairs: PromptPairs, wish: Wish) -> Attribution:
@@ -231,9 +244,7 @@ def _batches(
         rows = int(max(1, min(0.5 * limit // max(each, 1), TOKENS // bucket.length or 1)))
         for i in range(0, len(bucket), rows):
             part = slice(i, i + rows)
-            yield Bucket(
-                *(getattr(bucket, f.name)[part] for f in dataclasses.fields(Bucket))
-            ), keep
+            yield Bucket(*(getattr(bucket, f.name)[part] for f in dataclasses.fields(Bucket))), keep
 
 
 def _measured(
@@ -241,9 +252,7 @@ def _measured(
 ) -> dict[str, np.ndarray]:
     blocks = blocks_of(model)
     if blocks is None:
-        return estimates_by_own_graph(
-            model, pairs, bucket, wish.kinds, wish.metric
-        )
+        return estimates_by_own_graph(model, pairs, bucket, wish.kinds, wish.metric)
     return _Batch(blocks, model.shape.vocab, pairs, bucket, wish, keep).measured()
 
 
@@ -262,8 +271,9 @@ class _Batch:
         self.aligned = bool((bucket.match == np.arange(bucket.length)).all())
         self.match = torch.from_numpy(bucket.match).to(blocks.device)
         # under a causal mask nothing differs before the first difference, but for rounding
-        self.same = torch.from_numpy(
-            np.arange(bucket.length) < bucket.first[:, None]).to(blocks.device)
+        self.same = torch.from_numpy(np.arange(bucket.length) < bucket.first[:, None]).to(
+            blocks.device
+        )
 
     def measured(self) -> dict[str, np.ndarray]:
         """Estimates of every kind, and the metric of both runs."""
@@ -273,7 +283,8 @@ class _Batch:
         if wish.metric.clean:
             logits = self.source.logits(bucket.at_source, None)
             self.targets = dataclasses.replace(
-                self.targets, clean=torch.log_softmax(logits.detach(), -1))
+                self.targets, clean=torch.log_softmax(logits.detach(), -1)
+            )
         source = self.source.score(wish.metric, self.targets, bucket.at_source)
         base = self._run(None) if not wish.steps else self._along()
         out = {"base": base, "source": source}

@@ -20,7 +20,9 @@ from interp.terms import KINDS, HookedModel, PromptPairs, Site
 
 
 def own_graph(
-    model: HookedModel, tokens: np.ndarray, sites: Sequence[Site],
+    model: HookedModel,
+    tokens: np.ndarray,
+    sites: Sequence[Site],
     score: Callable[[Tensor], Tensor],
 ) -> tuple[Tensor, dict[Site, Tensor], dict[Site, Tensor]]:
     """Metric ``[prompt]``, values and gradients of sites through the back-end's own graph.
@@ -34,9 +36,7 @@ def own_graph(
     run = model.run(tokens, read=sites, grad=True)
     with torch.enable_grad():
         scores = score(run.logits)
-        found = torch.autograd.grad(
-            scores.sum(), [run.reads[s] for s in sites], allow_unused=True
-        )
+        found = torch.autograd.grad(scores.sum(), [run.reads[s] for s in sites], allow_unused=True)
     grads = {
         s: torch.zeros_like(run.reads[s]) if g is None else g
         for s, g in zip(sites, found, strict=True)
@@ -80,15 +80,14 @@ def estimates_by_own_graph(
     flat = [s for group in sites.values() for s in group]
     with torch.no_grad():
         source = model.run(bucket.source, read=flat)
-    targets = targets_of(pairs, bucket.rows.tolist(), metric, source.logits.shape[-1],
-                         source.logits.device)
+    targets = targets_of(
+        pairs, bucket.rows.tolist(), metric, source.logits.shape[-1], source.logits.device
+    )
     if metric.clean:
         chosen = pick_positions(source.logits, bucket.at_source).double()
         targets = dataclasses.replace(targets, clean=torch.log_softmax(chosen, -1))
     lent = scorer(metric, targets, bucket.at_source)(source.logits)
-    scores, values, grads = own_graph(
-        model, bucket.base, flat, scorer(metric, targets, bucket.at)
-    )
+    scores, values, grads = own_graph(model, bucket.base, flat, scorer(metric, targets, bucket.at))
     match = torch.from_numpy(bucket.match)
     rows = torch.arange(len(bucket))[:, None]
     out = {"base": scores, "source": lent}
@@ -104,7 +103,12 @@ def estimates_by_own_graph(
 
 
 def own_estimates(
-    model: HookedModel, pairs: PromptPairs, kind: str, *, metric: str, direction: str,
+    model: HookedModel,
+    pairs: PromptPairs,
+    kind: str,
+    *,
+    metric: str,
+    direction: str,
     at: int | str,
 ) -> np.ndarray:
     """Ordinary estimates of one kind, ``[prompt, layer, position, ...]``, NaN behind the end."""

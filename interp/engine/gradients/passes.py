@@ -153,7 +153,8 @@ class LayerPass:
             # a reference lends its divisors to whole runs
             whole = self.blocks.unembed(resid_ND, columns)
             return self._rows(whole if whole.dtype == torch.float64 else whole.float())[
-                rows, places]
+                rows, places
+            ]
         chosen = self._rows(resid_ND)[rows, places]
         logits = self.blocks.unembed(chosen.flatten(0, 1), columns)
         logits = logits if logits.dtype == torch.float64 else logits.float()

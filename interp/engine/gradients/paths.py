@@ -34,8 +34,14 @@ def quadrature(steps: int, rule: str) -> tuple[float, ...]:
 
 
 def integrate(
-    model: HookedModel, pairs: PromptPairs, cells: Sequence[Cell], context: Context, *,
-    metric: str = "logit_diff", direction: str = "denoising", at: int | str = "last",
+    model: HookedModel,
+    pairs: PromptPairs,
+    cells: Sequence[Cell],
+    context: Context,
+    *,
+    metric: str = "logit_diff",
+    direction: str = "denoising",
+    at: int | str = "last",
     points: Sequence[float] = (0.5,),
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Integrated gradients of each cell along its own path.
@@ -61,8 +67,10 @@ def integrate(
     check_metric(chosen, pairs)
     blocks = blocks_of(model)
     if blocks is None:
-        raise CapabilityError("A node's own path needs layers that the engine can drive.",
-                              remedy="Use plain attribution on this model.")
+        raise CapabilityError(
+            "A node's own path needs layers that the engine can drive.",
+            remedy="Use plain attribution on this model.",
+        )
     out = np.full((len(cells), len(pairs)), np.nan)
     base, source = np.full(len(pairs), np.nan), np.full(len(pairs), np.nan)
     buckets = buckets_of(pairs, direction, at)
@@ -93,7 +101,12 @@ class Walk:
     """
 
     def __init__(
-        self, blocks: Any, vocab: int, pairs: PromptPairs, bucket: Bucket, metric: Metric,
+        self,
+        blocks: Any,
+        vocab: int,
+        pairs: PromptPairs,
+        bucket: Bucket,
+        metric: Metric,
         cells: Sequence[Cell],
     ) -> None:
         self.blocks, self.pairs, self.bucket, self.metric = blocks, pairs, bucket, metric
@@ -111,7 +124,8 @@ class Walk:
         self.resid = [own.values(n)["resid_pre"] for n in range(len(blocks.layers))]
         self.step = {
             (kind, n): self._step(lent.values(n)[kind], own.values(n)[kind])
-            for kind in kinds for n in ([-1] if kind == "embed" else range(len(blocks.layers)))
+            for kind in kinds
+            for n in ([-1] if kind == "embed" else range(len(blocks.layers)))
         }
 
     def _step(self, lent: Tensor, own: Tensor) -> Tensor:
@@ -171,9 +185,7 @@ class Walk:
             alpha = alpha.clone().requires_grad_()
             scores = self.moved(group, alpha, mask.nan_to_num())
             # under a stopped pattern nothing leads from q and k to the metric
-            slope = torch.autograd.grad(
-                scores.sum() + 0 * alpha.sum(), alpha, allow_unused=True
-            )[0]
+            slope = torch.autograd.grad(scores.sum() + 0 * alpha.sum(), alpha, allow_unused=True)[0]
         out = slope.view(len(points), count, prompts).double().mean(0).cpu().numpy()
         out[lost] = np.nan
         return out
@@ -200,6 +212,7 @@ class Walk:
         place = torch.arange(self.bucket.length, device=x.device)
         position = place.repeat(len(which))
         for n in range(layer, len(self.blocks.layers)):
+
             def take(name: str, value: Tensor, here: bool = n == layer) -> Tensor:
                 return value + shift.flatten(0, 1) if here and name == kind else value
 

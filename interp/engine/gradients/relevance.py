@@ -20,8 +20,14 @@ from interp.terms import CapabilityError, Context, HookedModel, PromptPairs, Usa
 
 
 def relevance(
-    model: HookedModel, pairs: PromptPairs, kinds: Sequence[str], context: Context, *,
-    metric: str = "logit_diff", side: str = "clean", at: int | str = "last",
+    model: HookedModel,
+    pairs: PromptPairs,
+    kinds: Sequence[str],
+    context: Context,
+    *,
+    metric: str = "logit_diff",
+    side: str = "clean",
+    at: int | str = "last",
 ) -> Attribution:
     """Relevance of every node of these kinds; call it inside ``rules(...)``.
 
@@ -47,8 +53,10 @@ def relevance(
         )
     blocks = blocks_of(model)
     if blocks is None:
-        raise CapabilityError("Relevance needs layers that the engine can drive.",
-                              remedy="Use a model of a known family.")
+        raise CapabilityError(
+            "Relevance needs layers that the engine can drive.",
+            remedy="Use a model of a known family.",
+        )
     direction = "noising" if side == "clean" else "denoising"
     out = empty_arrays(model, pairs, Wish(tuple(kinds), chosen, direction, at))
     done = 0
@@ -57,8 +65,9 @@ def relevance(
         keep = whole <= 0.5 * context.memory
         rows = int(max(1, min(0.5 * context.memory // (whole if keep else layer), 64)))
         for i in range(0, len(bucket), rows):
-            part = Bucket(*(getattr(bucket, f.name)[i : i + rows]
-                            for f in dataclasses.fields(Bucket)))
+            part = Bucket(
+                *(getattr(bucket, f.name)[i : i + rows] for f in dataclasses.fields(Bucket))
+            )
             _one(out, blocks, model.shape.vocab, pairs, part, kinds, chosen.name, keep)
             done += len(part)
             context.advance(done, len(pairs))
@@ -67,13 +76,18 @@ def relevance(
 
 
 def _one(
-    out: Attribution, blocks: object, vocab: int, pairs: PromptPairs, bucket: Bucket,
-    kinds: Sequence[str], metric: str, keep: bool,
+    out: Attribution,
+    blocks: object,
+    vocab: int,
+    pairs: PromptPairs,
+    bucket: Bucket,
+    kinds: Sequence[str],
+    metric: str,
+    keep: bool,
 ) -> None:
     chosen = metric_named(metric)
     run = LayerPass(blocks, bucket.base, kinds, grad=True, keep_graph=keep).forward()
-    targets = targets_of(
-        pairs, bucket.rows.tolist(), chosen, vocab, run.tokens_N.device)
+    targets = targets_of(pairs, bucket.rows.tolist(), chosen, vocab, run.tokens_N.device)
     scores, g_ND, _ = run.pull(chosen, targets, bucket.at)
     out.base[bucket.rows] = scores.double().cpu().numpy()
 
@@ -88,4 +102,3 @@ def _one(
             into[where] = part
 
     run.backward(g_ND, visit)
-

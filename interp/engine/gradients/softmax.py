@@ -66,7 +66,10 @@ def _others(a: Tensor) -> Tensor:
 
 
 def fixed(
-    block: Any, base: dict[str, Tensor], source: dict[str, Tensor], g_z_RTHE: Tensor,
+    block: Any,
+    base: dict[str, Tensor],
+    source: dict[str, Tensor],
+    g_z_RTHE: Tensor,
     position_T: Tensor,
 ) -> dict[str, Tensor]:
     """Estimates of a layer's queries ``[R,T,H]`` and keys ``[R,S,K]`` with the fix.
@@ -78,6 +81,7 @@ def fixed(
         g_z_RTHE: gradient at z.
         position_T: the positions.
     """
+
     def turned(q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
         rows = len(q)
         out = block.turned(q.flatten(0, 1), k.flatten(0, 1), position_T.repeat(rows))

@@ -21,8 +21,17 @@ SMALL_SAMPLE = 8
 
 
 def estimate_arrays(
-    each: np.ndarray, base: np.ndarray, source: np.ndarray, layout: Layout, task: PromptPairs,
-    facts: dict[str, Any], *, unsigned: bool, n_boot: int, seed: int, keep_prompts: bool,
+    each: np.ndarray,
+    base: np.ndarray,
+    source: np.ndarray,
+    layout: Layout,
+    task: PromptPairs,
+    facts: dict[str, Any],
+    *,
+    unsigned: bool,
+    n_boot: int,
+    seed: int,
+    keep_prompts: bool,
 ) -> xr.Dataset:
     """The dataset of an attribution.
 
@@ -63,32 +72,53 @@ def estimate_arrays(
         "attribution_raw": (dims, laid(mean), unit, f"estimated change ({what})", signed),
         "attribution_se": (dims, laid(share_error), "1", "standard error", 0),
         "attribution_raw_se": (dims, laid(error), unit, "standard error", 0),
-        "attribution_ci": (("bound", *dims), laid(interval), unit if reason else "1",
-                           "95 % bootstrap interval", signed),
-        "inert": (dims, laid((flat == 0).all(0).astype(np.int8)), "1",
-                  "1 where nothing differs or nothing leads to the metric", 0),
+        "attribution_ci": (
+            ("bound", *dims),
+            laid(interval),
+            unit if reason else "1",
+            "95 % bootstrap interval",
+            signed,
+        ),
+        "inert": (
+            dims,
+            laid((flat == 0).all(0).astype(np.int8)),
+            "1",
+            "1 where nothing differs or nothing leads to the metric",
+            0,
+        ),
         "metric_base": (("prompt",), base, unit, f"{metric.title}, base run", 1),
         "metric_source": (("prompt",), source, unit, f"{metric.title}, source run", 1),
     }
     if keep_prompts:
         arrays["prompt_attribution"] = (
-            ("prompt", *dims), each, unit, "estimated change in each prompt", 1)
+            ("prompt", *dims),
+            each,
+            unit,
+            "estimated change in each prompt",
+            1,
+        )
     data = xr.Dataset(
-        {k: (d, v, {"units": u, "long_name": t, "signed": s})
-         for k, (d, v, u, t, s) in arrays.items()},
+        {
+            k: (d, v, {"units": u, "long_name": t, "signed": s})
+            for k, (d, v, u, t, s) in arrays.items()
+        },
         coords={**layout.coords, "prompt": np.arange(n), "bound": ["low", "high"]},
     )
-    data.attrs.update({
-        **facts, "metric_title": metric.title, "unsigned": int(unsigned),
-        "mean_gap": float(gap.mean()), "undefined_reason": reason, "n_prompts": n,
-        "small_sample": int(n < SMALL_SAMPLE),
-    })
+    data.attrs.update(
+        {
+            **facts,
+            "metric_title": metric.title,
+            "unsigned": int(unsigned),
+            "mean_gap": float(gap.mean()),
+            "undefined_reason": reason,
+            "n_prompts": n,
+            "small_sample": int(n < SMALL_SAMPLE),
+        }
+    )
     return data
 
 
-def _vanishing(
-    base: np.ndarray, gap: np.ndarray, task: PromptPairs, n_boot: int, seed: int
-) -> str:
+def _vanishing(base: np.ndarray, gap: np.ndarray, task: PromptPairs, n_boot: int, seed: int) -> str:
     """Why a share of the gap means nothing; empty where it does."""
     if not np.isfinite(gap).all():
         return "the metric is not finite"

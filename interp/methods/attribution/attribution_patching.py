@@ -144,12 +144,25 @@ class AttributionPatching(Method):
                     context.check(line)
             raw, base, source, nodes = self._estimates(model, task, context, layout)
         facts = {
-            "site": self.site, "direction": self.direction, "metric": self.metric, "at": self.at,
-            "rules": chosen.name, "with_": "source", "estimator": self._words(chosen.name),
+            "site": self.site,
+            "direction": self.direction,
+            "metric": self.metric,
+            "at": self.at,
+            "rules": chosen.name,
+            "with_": "source",
+            "estimator": self._words(chosen.name),
         }
         data = estimate_arrays(
-            raw, base, source, layout, task, facts, unsigned=self.unsigned, n_boot=self.n_boot,
-            seed=self.seed, keep_prompts=self.keep_prompts,
+            raw,
+            base,
+            source,
+            layout,
+            task,
+            facts,
+            unsigned=self.unsigned,
+            n_boot=self.n_boot,
+            seed=self.seed,
+            keep_prompts=self.keep_prompts,
         )
         if self.verify:
             data = self._verified(model, task, context, data, layout)

@@ -54,23 +54,29 @@ def runs(model: Any) -> dict[str, Any]:
 
 
 def held(model: Any, method: Any, data: Any, task: str = "one") -> Any:
-    spec = {"method": method.key(), "model": {"weight_hash": model.weight_hash, "ref": "m"},
-            "task": {"hash": task}}
+    spec = {
+        "method": method.key(),
+        "model": {"weight_hash": model.weight_hash, "ref": "m"},
+        "task": {"hash": task},
+    }
     return SimpleNamespace(data=data, spec=spec)
 
 
-def agree(model: Any, runs: dict[str, Any], estimate: str = "estimate", exact: str = "exact",
-          **knobs: Any) -> Any:
+def agree(
+    model: Any, runs: dict[str, Any], estimate: str = "estimate", exact: str = "exact", **knobs: Any
+) -> Any:
     context = Holding(**runs)
     data = Agreement(exact=exact, estimate=estimate, **knobs).measure(  # type: ignore[arg-type]
-        model, None, context)
+        model, None, context
+    )
     check_dataset(data)
     data.attrs["passed"] = int(all(c.passed for c in context.checks))
     return data
 
 
-def test_the_statistics_are_scipys_on_the_cells_that_count(model: Any, runs: dict[str, Any]
-                                                          ) -> None:
+def test_the_statistics_are_scipys_on_the_cells_that_count(
+    model: Any, runs: dict[str, Any]
+) -> None:
     data = agree(model, runs)
     exact, estimate = runs["exact"].data, runs["estimate"].data
     live = exact["inert"].values.ravel() == 0
@@ -84,8 +90,9 @@ def test_the_statistics_are_scipys_on_the_cells_that_count(model: Any, runs: dic
     assert got["overlap_top_10"] == pytest.approx(len(top[0] & top[1]) / 10)
     assert got["slope"] == pytest.approx((a @ b) / (a @ a))
     assert int(data["n_cells"]) == live.sum() == data.attrs["n_cells"]
-    inflated = stats.pearsonr(exact["effect_raw"].values.ravel(),
-                              estimate["attribution_raw"].values.ravel())[0]
+    inflated = stats.pearsonr(
+        exact["effect_raw"].values.ravel(), estimate["attribution_raw"].values.ravel()
+    )[0]
     assert inflated > got["pearson"]  # the zeros that both share
 
 
@@ -94,22 +101,27 @@ def test_intervals_layers_and_prompts_are_there(model: Any, runs: dict[str, Any]
     low, high = data["agreement_ci"].sel(statistic="pearson").values
     assert low <= float(data["agreement"].sel(statistic="pearson")) <= high and high - low > 1e-3
     for layer in (0, 1, 2):
-        a, b = (data[k].sel(layer=layer).values[data["inert"].sel(layer=layer) == 0]
-                for k in ("measured", "estimated"))
+        a, b = (
+            data[k].sel(layer=layer).values[data["inert"].sel(layer=layer) == 0]
+            for k in ("measured", "estimated")
+        )
         assert float(data["agreement_by_layer"].sel(layer=layer, statistic="pearson")) == (
-            pytest.approx(stats.pearsonr(a, b)[0]))
+            pytest.approx(stats.pearsonr(a, b)[0])
+        )
     each = runs["exact"].data["patched_metric"] - runs["exact"].data["metric_base"]
     live = runs["exact"].data["inert"].values == 0
     a = each.transpose("prompt", "layer", "position").values[2][live]
     b = runs["estimate"].data["prompt_attribution"].values[2][live]
     assert float(data["agreement_by_prompt"].sel(prompt=2, statistic="pearson")) == (
-        pytest.approx(stats.pearsonr(a, b)[0]))
+        pytest.approx(stats.pearsonr(a, b)[0])
+    )
 
 
 def test_the_same_grid_agrees_fully_and_its_negative_not(model: Any, runs: dict[str, Any]) -> None:
     exact, estimate = runs["exact"].data, runs["estimate"].data
     each = (exact["patched_metric"] - exact["metric_base"]).transpose(
-        *estimate["prompt_attribution"].dims)
+        *estimate["prompt_attribution"].dims
+    )
     for sign in (1, -1):
         twin = estimate.copy()
         twin["attribution_raw"] = sign * exact["effect_raw"]
@@ -158,15 +170,22 @@ def test_too_few_cells_turn_the_panel_amber(model: Any, runs: dict[str, Any]) ->
     assert not data.attrs["passed"] and np.isnan(data["agreement"]).all()
 
 
-@pytest.mark.parametrize(("knobs", "given"), [
-    ({"estimate": "heads"}, "differ in site"), ({"estimate": "noising"}, "differ in direction"),
-    ({"estimate": "layers"}, "runs over layer, position"),
-    ({"estimate": "some"}, "other layers or positions"), ({"exact": "windows"}, "windows"),
-    ({"exact": "zeros"}, "differ in with_"), ({"exact": "estimate"}, "as exact"),
-    ({"estimate": "exact"}, "as estimate"),
-])
-def test_runs_about_other_things_are_refused(model: Any, runs: dict[str, Any],
-                                             knobs: dict[str, str], given: str) -> None:
+@pytest.mark.parametrize(
+    ("knobs", "given"),
+    [
+        ({"estimate": "heads"}, "differ in site"),
+        ({"estimate": "noising"}, "differ in direction"),
+        ({"estimate": "layers"}, "runs over layer, position"),
+        ({"estimate": "some"}, "other layers or positions"),
+        ({"exact": "windows"}, "windows"),
+        ({"exact": "zeros"}, "differ in with_"),
+        ({"exact": "estimate"}, "as exact"),
+        ({"estimate": "exact"}, "as estimate"),
+    ],
+)
+def test_runs_about_other_things_are_refused(
+    model: Any, runs: dict[str, Any], knobs: dict[str, str], given: str
+) -> None:
     with pytest.raises(UsageError, match=given):
         agree(model, runs, **knobs)
 

@@ -46,14 +46,21 @@ def checks(context: Remembering) -> dict[str, bool]:
     return {c.name: c.passed for c in context.checks}
 
 
-@pytest.mark.parametrize(("site", "axes", "dims"), [
-    ("resid_pre", "auto", ("layer", "position")), ("attn_out", "layer", ("layer",)),
-    ("embed", "auto", ("position",)), ("z", "auto", ("layer", "head")),
-    ("z", "layer,head,position", ("layer", "head", "position")),
-    ("v", "auto", ("layer", "kv_head")), ("mlp_post", "auto", ("layer", "neuron")),
-])
-def test_a_grid_has_the_axes_of_its_site(llama: Any, site: str, axes: str, dims: tuple[str, ...]
-                                         ) -> None:
+@pytest.mark.parametrize(
+    ("site", "axes", "dims"),
+    [
+        ("resid_pre", "auto", ("layer", "position")),
+        ("attn_out", "layer", ("layer",)),
+        ("embed", "auto", ("position",)),
+        ("z", "auto", ("layer", "head")),
+        ("z", "layer,head,position", ("layer", "head", "position")),
+        ("v", "auto", ("layer", "kv_head")),
+        ("mlp_post", "auto", ("layer", "neuron")),
+    ],
+)
+def test_a_grid_has_the_axes_of_its_site(
+    llama: Any, site: str, axes: str, dims: tuple[str, ...]
+) -> None:
     method = AttributionPatching(site=site, axes=axes, n_boot=50)  # type: ignore[arg-type]
     data, context = measure(method, llama, telling_pairs(llama.module(), n=3, length=7))
     sizes = {"layer": 4, "position": 7, "head": 6, "kv_head": 2, "neuron": 80}
@@ -64,8 +71,9 @@ def test_a_grid_has_the_axes_of_its_site(llama: Any, site: str, axes: str, dims:
 
 
 @pytest.mark.parametrize("axes", ["layer,head", "layer,head,position"])
-def test_a_grid_estimates_the_cells_that_patching_measures(gpt2: Any, pairs: PromptPairs, axes: str
-                                                           ) -> None:
+def test_a_grid_estimates_the_cells_that_patching_measures(
+    gpt2: Any, pairs: PromptPairs, axes: str
+) -> None:
     """Same axes, same normalisation, same order of cells: on a small enough patch they agree."""
     near = PromptPairs.from_tokens(pairs.clean, pairs.corrupt, pairs.right, pairs.wrong)
     exact = ActivationPatching(site="z", axes=axes, verify=0).measure(gpt2, near, Remembering())
@@ -78,8 +86,20 @@ def test_a_grid_estimates_the_cells_that_patching_measures(gpt2: Any, pairs: Pro
 def test_the_attribution_is_the_twins_ratio_of_means(gpt2: Any, pairs: PromptPairs) -> None:
     module = hard_model("gpt2").double()
     data, _ = measure(AttributionPatching(site="mlp_out", direction="noising"), gpt2, pairs)
-    est = twin.estimates(module, "gpt2", torch.tensor(pairs.clean), torch.tensor(pairs.corrupt),
-                         "mlp_out", 2, list(pairs.right), list(pairs.wrong)).sum(-1).numpy()
+    est = (
+        twin.estimates(
+            module,
+            "gpt2",
+            torch.tensor(pairs.clean),
+            torch.tensor(pairs.corrupt),
+            "mlp_out",
+            2,
+            list(pairs.right),
+            list(pairs.wrong),
+        )
+        .sum(-1)
+        .numpy()
+    )
     gap = float((data["metric_source"] - data["metric_base"]).mean())
     assert gap == pytest.approx(data.attrs["mean_gap"])
     np.testing.assert_allclose(data["attribution"].sel(layer=2), est.mean(0) / gap, atol=1e-9)
@@ -88,22 +108,29 @@ def test_the_attribution_is_the_twins_ratio_of_means(gpt2: Any, pairs: PromptPai
 
 def test_slots_and_chosen_layers_are_parts_of_the_whole_grid(gpt2: Any, pairs: PromptPairs) -> None:
     slots = {"last": (8,) * 4, "pair": ((4, 5),) * 4}
-    named = PromptPairs.from_tokens(pairs.clean, pairs.corrupt, pairs.right, pairs.wrong,
-                                    slots=slots)
+    named = PromptPairs.from_tokens(
+        pairs.clean, pairs.corrupt, pairs.right, pairs.wrong, slots=slots
+    )
     whole, _ = measure(AttributionPatching(site="z", axes="layer,head,position"), gpt2, named)
     part, _ = measure(
-        AttributionPatching(site="z", axes="layer,head,slot", layers=(-1, 0)), gpt2, named)
+        AttributionPatching(site="z", axes="layer,head,slot", layers=(-1, 0)), gpt2, named
+    )
     raw = whole["attribution_raw"]
     assert part["attribution_raw"].dims == ("layer", "head", "slot")
     assert part["layer"].values.tolist() == [3, 0]
-    np.testing.assert_allclose(part["attribution_raw"].sel(slot="last"),
-                               raw.sel(layer=[3, 0], position=8), atol=1e-12)
-    np.testing.assert_allclose(part["attribution_raw"].sel(slot="pair"),
-                               raw.sel(layer=[3, 0], position=[4, 5]).sum("position"), atol=1e-12)
+    np.testing.assert_allclose(
+        part["attribution_raw"].sel(slot="last"), raw.sel(layer=[3, 0], position=8), atol=1e-12
+    )
+    np.testing.assert_allclose(
+        part["attribution_raw"].sel(slot="pair"),
+        raw.sel(layer=[3, 0], position=[4, 5]).sum("position"),
+        atol=1e-12,
+    )
 
 
-def test_the_largest_cells_stand_beside_their_measured_effects(gpt2: Any, pairs: PromptPairs
-                                                               ) -> None:
+def test_the_largest_cells_stand_beside_their_measured_effects(
+    gpt2: Any, pairs: PromptPairs
+) -> None:
     data, _ = measure(AttributionPatching(site="mlp_out", rules="relp", verify=4), gpt2, pairs)
     exact = ActivationPatching(site="mlp_out", verify=0).measure(gpt2, pairs, Remembering())
     assert data.sizes["top"] == 4
@@ -129,7 +156,8 @@ def test_sizes_are_a_ranking_and_say_so(gpt2: Any, pairs: PromptPairs) -> None:
 def test_rules_and_direction_stand_in_the_title_and_the_provenance(llama: Any) -> None:
     task = pairs_for(97)
     data, context = measure(
-        AttributionPatching(rules="relp", attn_rule="ah", direction="noising"), llama, task)
+        AttributionPatching(rules="relp", attn_rule="ah", direction="noising"), llama, task
+    )
     title = data["attribution"].attrs["long_name"]
     assert "relp, attn ah" in title and "noising" in title
     note = context.notes["rules"]
@@ -140,8 +168,11 @@ def test_rules_and_direction_stand_in_the_title_and_the_provenance(llama: Any) -
 def test_prompts_that_say_the_same_have_no_share_of_a_gap(gpt2: Any) -> None:
     one = pairs_for(97, n=1)
     both = PromptPairs.from_tokens(
-        [one.clean[0], one.corrupt[0]], [one.corrupt[0], one.clean[0]], [one.right[0]] * 2,
-        [one.wrong[0]] * 2)
+        [one.clean[0], one.corrupt[0]],
+        [one.corrupt[0], one.clean[0]],
+        [one.right[0]] * 2,
+        [one.wrong[0]] * 2,
+    )
     data, _ = measure(AttributionPatching(), gpt2, both)
     assert np.isnan(data["attribution"]).all() and "gap" in data.attrs["undefined_reason"]
     assert np.isfinite(data["attribution_raw"]).all()
@@ -156,14 +187,27 @@ def test_where_nothing_differs_cells_are_inert(gpt2: Any, pairs: PromptPairs) ->
 # -- the trust panel ------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("rules", "names"), [
-    ("none", {"verified", "own_graph", "first_order"}),
-    ("relp", {"rules_active", "rules_exact", "verified", "first_order", "conservation"}),
-    ("relp_ah", {"rules_active", "rules_exact", "verified", "first_order", "conservation",
-                 "frozen_network"}),
-])
-def test_the_panel_says_what_holds_for_these_rules(gpt2: Any, pairs: PromptPairs, rules: Any,
-                                                   names: set[str]) -> None:
+@pytest.mark.parametrize(
+    ("rules", "names"),
+    [
+        ("none", {"verified", "own_graph", "first_order"}),
+        ("relp", {"rules_active", "rules_exact", "verified", "first_order", "conservation"}),
+        (
+            "relp_ah",
+            {
+                "rules_active",
+                "rules_exact",
+                "verified",
+                "first_order",
+                "conservation",
+                "frozen_network",
+            },
+        ),
+    ],
+)
+def test_the_panel_says_what_holds_for_these_rules(
+    gpt2: Any, pairs: PromptPairs, rules: Any, names: set[str]
+) -> None:
     _, context = measure(AttributionPatching(rules=rules, site="mlp_out"), gpt2, pairs)
     assert set(checks(context)) == names and all(checks(context).values())
     bound = {c.name for c in context.checks if c.tolerance is not None}
@@ -189,12 +233,19 @@ def test_a_wrong_gradient_turns_the_panel_amber(
     assert not checks(measure(method, gpt2, pairs)[1])[name]
 
 
-@pytest.mark.parametrize(("function", "name", "change"), [
-    ("conservation", "conservation", lambda t: (1.01 * t[0], t[1], t[2])),
-    ("frozen_effect", "frozen_network", lambda t: (1.01 * t[0], t[1])),
-])
+@pytest.mark.parametrize(
+    ("function", "name", "change"),
+    [
+        ("conservation", "conservation", lambda t: (1.01 * t[0], t[1], t[2])),
+        ("frozen_effect", "frozen_network", lambda t: (1.01 * t[0], t[1])),
+    ],
+)
 def test_broken_rules_turn_the_panel_amber(
-    gpt2: Any, pairs: PromptPairs, monkeypatch: pytest.MonkeyPatch, function: str, name: str,
+    gpt2: Any,
+    pairs: PromptPairs,
+    monkeypatch: pytest.MonkeyPatch,
+    function: str,
+    name: str,
     change: Callable[[Any], Any],
 ) -> None:
     method = AttributionPatching(site="mlp_out", rules="relp_ah", verify=0)
@@ -216,21 +267,28 @@ def test_rules_that_are_not_active_turn_the_panel_amber() -> None:
 # -- what is refused ------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("knobs", "given", "wanted"), [
-    ({"site": "resid_pre", "axes": "layer,head"}, "no grid over", "layer,position"),
-    ({"site": "mlp_post", "axes": "layer,position"}, "no grid over", "layer,neuron"),
-    ({"layers": (9,)}, r"Layers \[9\]", "there are 4"),
-    ({"positions": (40,)}, r"Positions \[40\]", "counted from 0"),
-    ({"axes": "layer,slot"}, "names no slots", "positions"),
-    ({"metric": "span_logprob"}, "token spans", "logit_diff"),
-    ({"metric": "kl", "direction": "noising"}, "least at the clean run", "denoising"),
-    ({"rules": "relp", "ig_steps": 5}, "do not go together", "ig_steps=0"),
-    ({"rules": "relp", "qk_fix": True, "site": "q"}, "do not go together", "qk_fix=False"),
-    ({"qk_fix": True}, "do not go together", "site='q'"),
-    ({"qk_fix": True, "site": "k", "grad_drop": True}, "do not go together", "one after the other"),
-    ({"ig_steps": 3, "grad_drop": True}, "do not go together", "ig_steps=0"),
-    ({"at": "subject"}, "no slot", "last"),
-])
+@pytest.mark.parametrize(
+    ("knobs", "given", "wanted"),
+    [
+        ({"site": "resid_pre", "axes": "layer,head"}, "no grid over", "layer,position"),
+        ({"site": "mlp_post", "axes": "layer,position"}, "no grid over", "layer,neuron"),
+        ({"layers": (9,)}, r"Layers \[9\]", "there are 4"),
+        ({"positions": (40,)}, r"Positions \[40\]", "counted from 0"),
+        ({"axes": "layer,slot"}, "names no slots", "positions"),
+        ({"metric": "span_logprob"}, "token spans", "logit_diff"),
+        ({"metric": "kl", "direction": "noising"}, "least at the clean run", "denoising"),
+        ({"rules": "relp", "ig_steps": 5}, "do not go together", "ig_steps=0"),
+        ({"rules": "relp", "qk_fix": True, "site": "q"}, "do not go together", "qk_fix=False"),
+        ({"qk_fix": True}, "do not go together", "site='q'"),
+        (
+            {"qk_fix": True, "site": "k", "grad_drop": True},
+            "do not go together",
+            "one after the other",
+        ),
+        ({"ig_steps": 3, "grad_drop": True}, "do not go together", "ig_steps=0"),
+        ({"at": "subject"}, "no slot", "last"),
+    ],
+)
 def test_knobs_that_do_not_fit_are_refused_with_a_remedy(
     gpt2: Any, knobs: dict[str, Any], given: str, wanted: str
 ) -> None:
@@ -256,8 +314,9 @@ def tiny() -> Any:
     torch.manual_seed(0)
     net = Tiny(vocab=13, layers=2, d_model=8, heads=2, d_head=4, d_mlp=16, length=8).double()
     sites = {**SITES, **MLP_SITES, "n_heads": 2}
-    return load_model(net, backend="torch_module", example=torch.zeros(1, 5, dtype=torch.long),
-                      site_map=sites)
+    return load_model(
+        net, backend="torch_module", example=torch.zeros(1, 5, dtype=torch.long), site_map=sites
+    )
 
 
 def test_a_mapped_module_is_attributed_through_its_own_graph() -> None:
@@ -280,7 +339,8 @@ def test_bfloat16_estimates_follow_those_of_float64(rules: Any) -> None:
     for dtype in ("float64", "bfloat16"):
         model = load_model(hard_model("gpt2"), dtype=dtype, verify=False)
         data, context = measure(
-            AttributionPatching(site="z", rules=rules, verify=2), model, pairs_for(97))
+            AttributionPatching(site="z", rules=rules, verify=2), model, pairs_for(97)
+        )
         assert all(checks(context).values())
         found.append(data["attribution_raw"].values.ravel())
     assert np.corrcoef(*found)[0, 1] > 0.98 and np.abs(found[0]).max() > 0.01

@@ -17,9 +17,11 @@ from tests.engine.driven import Remembering, pairs_for
 from tests.twins.attribution import ruled
 from tests.twins.patching import logit_diff, tapped
 
-RULES = {"attnlrp": {"norm": True, "act": True, "gate": "half", "attn": "uniform"},
-         "cplrp": {"norm": True, "act": True, "gate": "value", "attn": "ah"},
-         "none": {"norm": False, "act": False, "gate": "grad", "attn": "grad"}}
+RULES = {
+    "attnlrp": {"norm": True, "act": True, "gate": "half", "attn": "uniform"},
+    "cplrp": {"norm": True, "act": True, "gate": "value", "attn": "ah"},
+    "none": {"norm": False, "act": False, "gate": "grad", "attn": "grad"},
+}
 
 
 @pytest.fixture(scope="module")
@@ -36,8 +38,9 @@ def measure(method: Relevance, model: Any, task: PromptPairs) -> tuple[Any, Reme
 
 @pytest.mark.parametrize("rules", sorted(RULES))
 @pytest.mark.parametrize("side", ["clean", "corrupt"])
-def test_a_token_heatmap_is_the_twins_value_times_gradient(gpt2: Any, rules: Any, side: Any
-                                                           ) -> None:
+def test_a_token_heatmap_is_the_twins_value_times_gradient(
+    gpt2: Any, rules: Any, side: Any
+) -> None:
     module, task = hard_model("gpt2").double(), pairs_for(97)
     data, context = measure(Relevance(rules=rules, side=side), gpt2, task)
     kept: list[torch.Tensor] = []
@@ -61,12 +64,18 @@ def test_a_token_heatmap_is_the_twins_value_times_gradient(gpt2: Any, rules: Any
     assert (context.notes["rules"]["present"] == {}) == (rules == "none")
 
 
-@pytest.mark.parametrize(("site", "axes", "dims"), [
-    ("resid_pre", "auto", ("layer", "position")), ("z", "auto", ("layer", "head")),
-    ("mlp_post", "auto", ("layer", "neuron")), ("attn_out", "layer", ("layer",)),
-])
-def test_relevance_is_read_at_any_site(gpt2: Any, site: Any, axes: Any, dims: tuple[str, ...]
-                                       ) -> None:
+@pytest.mark.parametrize(
+    ("site", "axes", "dims"),
+    [
+        ("resid_pre", "auto", ("layer", "position")),
+        ("z", "auto", ("layer", "head")),
+        ("mlp_post", "auto", ("layer", "neuron")),
+        ("attn_out", "layer", ("layer",)),
+    ],
+)
+def test_relevance_is_read_at_any_site(
+    gpt2: Any, site: Any, axes: Any, dims: tuple[str, ...]
+) -> None:
     data, context = measure(Relevance(site=site, axes=axes), gpt2, pairs_for(97))
     assert data["relevance"].dims == dims and np.abs(data["relevance"]).max() > 1e-4
     assert all(c.passed for c in context.checks)
@@ -84,14 +93,19 @@ def test_conservation_is_asserted_for_the_set_that_conserves(
     assert line(rules="relp_ah").passed and line(rules="relp_ah").tolerance is not None
     assert line(rules="attnlrp").tolerance is None and abs(line(rules="attnlrp").value - 1) > 0.01
     honest = trust.conservation
-    monkeypatch.setattr(trust, "conservation", lambda *a, **k: (
-        lambda t: (t[0], 0.0, t[2]))(honest(*a, **k)))
+    monkeypatch.setattr(
+        trust, "conservation", lambda *a, **k: (lambda t: (t[0], 0.0, t[2]))(honest(*a, **k))
+    )
     assert not line(rules="relp_ah").passed  # the constants' share was left out
 
 
-@pytest.mark.parametrize(("knobs", "words"), [
-    ({"axes": "layer,position"}, "no grid over"), ({"metric": "span_logprob"}, "token spans"),
-])
+@pytest.mark.parametrize(
+    ("knobs", "words"),
+    [
+        ({"axes": "layer,position"}, "no grid over"),
+        ({"metric": "span_logprob"}, "token spans"),
+    ],
+)
 def test_what_does_not_fit_is_refused(gpt2: Any, knobs: dict[str, Any], words: str) -> None:
     with pytest.raises(UsageError, match=words):
         Relevance(**knobs).measure(gpt2, pairs_for(97), Remembering())
