@@ -423,10 +423,11 @@ class NextTokenFeatures:
             row = torch.tensor([n for n, r in enumerate(group) for _ in r[1]])
             at = torch.tensor([p for r in group for p in r[1]])
             found = {}
+            norm: Any = self._norm
             for place in self.places:
                 value = reads[self._last if place.site is None else place.site][row, at]
-                if place.site is None and self._norm is not None:
-                    value = self._norm(value)
+                if place.site is None and norm is not None:
+                    value = norm(value)
                 found[place.name] = value.flatten(1).detach()
         labels = torch.tensor([t for r in group for t in r[2]])
         return found, labels.to(next(iter(found.values())).device)

@@ -360,8 +360,10 @@ def _card(view: View, name: str, array: xr.DataArray, plan: Plan, picked: dict[s
 
 
 def _points(view: View, name: str, array: xr.DataArray, plan: Plan, picked: dict[str, Any]) -> Any:
-    """Points with what their attributes name: colour and symbol (coordinates beside them), rays,
-    centres and segments (other arrays with a coordinate axis).
+    """Points with what their attributes name.
+
+    Colour and symbol are coordinates beside the points; rays, centres and segments are other
+    arrays with a coordinate axis.
     """
     across = plan.axes[0]
     array = array.transpose(*plan.axes)

@@ -58,7 +58,7 @@ def cloud(given: Cloud) -> go.Figure:
     figure = go.Figure()
     space = given.points.shape[1] == 3
     small = 4 if len(given.points) > 60 else 9
-    known = np.isfinite(given.points).all(1)
+    known = np.asarray(np.isfinite(given.points).all(axis=1))
     for at, name, marker in _groups(given, known):
         marker["symbol"] = SOLID[marker["symbol"] % len(SOLID)] if space else SYMBOLS[
             marker["symbol"] % len(SYMBOLS)]  # fmt: skip
@@ -134,7 +134,7 @@ def _rays(figure: go.Figure, given: Cloud) -> None:
 def _centres(figure: go.Figure, given: Cloud, space: bool) -> None:
     if given.centres is None:
         return
-    known = np.flatnonzero(np.isfinite(given.centres).all(1))
+    known = [int(k) for k in np.flatnonzero(np.isfinite(given.centres).all(1))]
     tail = [
         f"{given.centre_names[k]}<br>mean at "
         + ", ".join(number(float(v)) for v in given.centres[k])

@@ -54,12 +54,12 @@ class Collapse(Method):
         "sukenik2024neural", "jiang2024generalized", "dang2024neural",
     )  # fmt: skip
 
-    sites: tuple[str, ...] | None = Field(None, max_length=256)
-    """Where features are read: paths of modules (``body.3``, ``head:input``) or kinds of sites
-    (``resid_post``), by depth; empty for what every linear map reads."""
+    sites: tuple[str, ...] | None = Field(default=None, max_length=256)
+    """Where features are read: paths of modules (body.3, head:input) or kinds of sites
+    (resid_post), by depth; empty for what every linear map reads."""
     pool: Literal["flatten", "mean", "last", "cls"] = "flatten"
     """How an activation with positions or pixels becomes one row."""
-    quantities: tuple[str, ...] | None = Field(None, max_length=64)
+    quantities: tuple[str, ...] | None = Field(default=None, max_length=64)
     """Which metrics; all if empty."""
     center: Literal["class", "sample"] = "class"
     """The centre of the class means: their own mean, or that of all samples."""
@@ -78,7 +78,7 @@ class Collapse(Method):
     """Path of the final linear map; found by itself if empty."""
     ood: ResultRef | None = None
     """A Collapse result on other inputs, whose mean NC5 compares with."""
-    checkpoints: tuple[ModelRef, ...] = Field((), max_length=2000)
+    checkpoints: tuple[ModelRef, ...] = Field(default=(), max_length=2000)
     """Models of a training run, in order; the metrics then run along epochs."""
     seed: Annotated[int, Field(ge=0)] = 0
     """Of the pairs that are drawn."""

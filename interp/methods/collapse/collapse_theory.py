@@ -32,12 +32,12 @@ class CollapseTheory(Method):
     )  # fmt: skip
 
     n_per_label: tuple[Annotated[int, Field(ge=1)], ...] = Field(
-        (50, 25, 12, 13), min_length=2, max_length=200
+        default=(50, 25, 12, 13), min_length=2, max_length=200
     )
     """Samples of every class."""
     depth: Annotated[int, Field(ge=1, le=64)] = 1
     """Linear maps in the head (M)."""
-    lambda_w: tuple[Annotated[float, Field(gt=0)], ...] = Field((5e-4,), min_length=1)
+    lambda_w: tuple[Annotated[float, Field(gt=0)], ...] = Field(default=(5e-4,), min_length=1)
     """Weight decay of the linear maps: one for all, or one each."""
     lambda_h: Annotated[float, Field(gt=0)] = 5e-4
     """Decay of the features."""
@@ -57,8 +57,8 @@ class CollapseTheory(Method):
                 remedy="Give one for all, or one each.",
             )
         best = optimum(self.n_per_label, decays, self.lambda_h, self.bias, self.width)
-        found = {**_gram(best), **_lengths(best), **_directions(best), **self._map(best)}
-        found |= self._beside(best, context)
+        found = {**self._beside(best, context), **self._map(best), **_lengths(best)}
+        found |= {**_directions(best), **_gram(best)}
         labels = list(range(len(best.sizes)))
         data = xr.Dataset(
             {k: (d, v, {"units": u, "long_name": t, "signed": s, **more})

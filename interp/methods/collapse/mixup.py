@@ -8,6 +8,7 @@ derived here). Under squared loss h is linear in y, so nothing deviates.
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 
@@ -30,7 +31,8 @@ def same_class(k: int, s: float, lambda_h: float) -> float:
         wrong = expit(math.log(k - 1) - a * s * k / (k - 1))
         return a * lambda_h * (k - 1) / k - wrong
 
-    return float(brentq(slope, 0.0, k / ((k - 1) * lambda_h), xtol=1e-15, rtol=1e-14))
+    root: Any = brentq(slope, 0.0, k / ((k - 1) * lambda_h), xtol=1e-15, rtol=np.float64(1e-14))
+    return float(root)
 
 
 def different_classes(k: int, s: float, lambda_h: float, mix: float) -> tuple[float, float]:

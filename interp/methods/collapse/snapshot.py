@@ -218,7 +218,7 @@ def dataset(
     """
     last = snapshots[-1]
     data: dict[str, Any] = {}
-    for name in last.arrays:
+    for name in sorted(last.arrays, key=_rank):
         stem = name.removesuffix("_boundary")
         if stem in QUANTITIES or name == "rank":
             data[name] = _curve(name, stem, snapshots, epochs)
@@ -246,6 +246,12 @@ def dataset(
     if "classifier_rows" in out:
         out["class_means"].attrs["rays"] = "classifier_rows"
     return out
+
+
+def _rank(name: str) -> int:
+    """The order of the figures: NC1, the picture, the other metrics, the rest of the geometry."""
+    first = ("nc1", "class_means", *QUANTITIES)
+    return first.index(name) if name in first else len(first) + name.endswith("_boundary")
 
 
 def _curve(

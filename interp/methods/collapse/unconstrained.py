@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -101,7 +102,9 @@ def stationary_root(beta: float, depth: int) -> float:
     high = (math.log(m) - math.log(beta)) / (m + 1) + 1.0
     if slope(low) <= 0:
         return math.exp(low)
-    return math.exp(brentq(slope, low, max(high, low + 1.0), xtol=1e-15, rtol=1e-15))
+    top = max(high, low + 1.0)
+    root: Any = brentq(slope, low, top, xtol=1e-15, rtol=np.float64(1e-15))
+    return math.exp(root)
 
 
 def optimum(
