@@ -60,11 +60,8 @@ def measure(module: nn.Module, x: np.ndarray, radius: float, variant: str, sampl
 
     model = interp.load_model(module, example=x[:1], verify=False)
     task = interp.LabelledInputs(x, np.zeros(len(x), dtype=int))
-    spec = interp.methods.LocalLipschitz(
-        epsilons=(radius,),
-        variant=variant,
-        n_samples=samples,  # type: ignore[arg-type]
-    )
+    kind: Any = variant
+    spec = interp.methods.LocalLipschitz(epsilons=(radius,), variant=kind, n_samples=samples)
     return interp.run(spec, model, task, progress=False)
 
 
@@ -171,7 +168,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
         print(text, file=sys.stderr, flush=True)
 
     data: dict[str, Any] = {"machine": machine(torch.device("cpu")), "arguments": vars(args)}
-    data["shapes"] = [run_shape(args, *shape, say) for shape in shapes]
+    data["shapes"] = [run_shape(args, w, d, say) for w, d in shapes]
     data["enumeration"] = enumerated()
     exact = data["enumeration"]["all_patterns"]
     rows = [

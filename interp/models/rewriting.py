@@ -80,10 +80,10 @@ def _reads(step: fx.Node) -> tuple[str, ...]:
 def _dims(step: fx.Node) -> tuple[Any, ...]:
     """(dims, keepdim) of a mean that leaves the batch alone, or empty."""
     names = ("dim", "keepdim")
-    given = dict(zip(names, step.args[1:], strict=False)) | {
+    given: dict[str, Any] = dict(zip(names, step.args[1:], strict=False)) | {
         k: v for k, v in step.kwargs.items() if k in names
     }
-    dims = given.get("dim")
+    dims: Any = given.get("dim")
     dims = (dims,) if isinstance(dims, int) else tuple(dims) if dims else ()
     if not dims or 0 in dims:
         return ()
@@ -132,7 +132,7 @@ def _arithmetic(step: fx.Node, reads: tuple[str, ...]) -> list[Node] | None:
 def _leaky(name: str, read: str, path: str, slope: float) -> list[Node] | str:
     if not 0 <= slope <= 1:
         return f"{path or name} is a LeakyReLU of slope {slope:g}; wanted one in [0, 1]."
-    of = {"path": path, "group": name}
+    of: dict[str, Any] = {"path": path, "group": name}
     return [
         Node(f"{name}_relu", "gate", (read,), op="relu", **of),
         Node(f"{name}_live", "linear", (f"{name}_relu",), op="scale", args=(1 - slope,), **of),
@@ -143,7 +143,7 @@ def _leaky(name: str, read: str, path: str, slope: float) -> list[Node] | str:
 
 def _maximum(name: str, y: str, z: str, *, path: str = "", group: str = "") -> list[Node]:
     """max(y, z) = y + relu(z - y)."""
-    of = {"path": path, "group": group}
+    of: dict[str, Any] = {"path": path, "group": group}
     return [
         Node(f"{name}_minus", "linear", (y,), op="scale", args=(-1.0,), **of),
         Node(f"{name}_gap", "add", (z, f"{name}_minus"), op="sub", **of),
@@ -286,7 +286,7 @@ CALLS: dict[Any, Any] = {
     torch.conv1d: _conv(nn.Conv1d), torch.conv2d: _conv(nn.Conv2d),
     F.batch_norm: _norm, F.dropout: _dropout, F.leaky_relu: _leaky_module,
     F.avg_pool1d: nn.AvgPool1d, F.avg_pool2d: nn.AvgPool2d,
-    torch.avg_pool1d: nn.AvgPool1d, torch._C._nn.avg_pool2d: nn.AvgPool2d,
+    torch.avg_pool1d: nn.AvgPool1d,
     F.adaptive_avg_pool1d: nn.AdaptiveAvgPool1d, torch.adaptive_avg_pool1d: nn.AdaptiveAvgPool1d,
     F.adaptive_avg_pool2d: nn.AdaptiveAvgPool2d,
     F.max_pool1d: _max_pool(nn.MaxPool1d), F.max_pool2d: _max_pool(nn.MaxPool2d),

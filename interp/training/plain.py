@@ -122,7 +122,7 @@ def digits_network(dims: Sequence[int] = (64, 20, 20, 10)) -> nn.Module:
         )
 
 
-NAMES = {nn.Linear: ("in_features", "out_features")}
+NAMES: dict[type[nn.Module], tuple[str, ...]] = {nn.Linear: ("in_features", "out_features")}
 
 
 def described(module: nn.Sequential, shape: Sequence[int], **more: Any) -> dict[str, Any]:

@@ -3,6 +3,8 @@
 ``layers`` is a list of (W, b) as lists of lists of floats; a ReLU stands between any two.
 """
 
+# ruff: noqa: B905
+
 import itertools
 
 
@@ -13,7 +15,9 @@ def interval_norms(layers, low, high):
     for row in range(len(layers[-1][0])):
         a = [layers[-1][0][row][k] for k in range(len(layers[-1][0][0]))]
         b = list(a)
-        for (weights, _), (z_low, z_high) in zip(reversed(layers[:-1]), reversed(gates)):
+        for (weights, _), (z_low, z_high) in zip(
+            reversed(layers[:-1]), reversed(gates), strict=False
+        ):
             g_low, g_high = [], []
             for k in range(len(z_low)):
                 least = 1.0 if z_low[k] > 0 else 0.0

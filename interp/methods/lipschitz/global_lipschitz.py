@@ -130,7 +130,7 @@ class GlobalLipschitz(Method):
     ) -> xr.Dataset:
         exact = "exact" in found
         kind: Any = "exact" if exact else "upper"
-        scope = {"norm": self.norm, "scope": "global"}
+        scope: dict[str, Any] = {"norm": self.norm, "scope": "global"}
         sort = ["exact" if layer.exact else "upper" for layer in layers]
         shown = ["sampled", *found]
         mixed = {

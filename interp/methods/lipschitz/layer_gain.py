@@ -164,7 +164,7 @@ class LayerGain(Method):
         sigma, residual = np.full(shape, np.nan), np.full(shape, np.nan)
         for rows, values, left in found:
             sigma[:, :, rows], residual[:, :, rows] = values, left
-        at = {"norm": "L2", "scope": "point"}
+        at: dict[str, Any] = {"norm": "L2", "scope": "point"}
         dims = ("component", "layer", "prompt")
         data = data.assign(
             jacobian=(("component", "layer"), np.median(sigma, -1),
@@ -192,7 +192,7 @@ class LayerGain(Method):
         flat_gain = gain.reshape(-1, gain.shape[-1])
         middle = np.nanmedian(flat_gain, 0)
         top = np.argsort(-np.nan_to_num(middle, nan=-1.0), kind="stable")[: self.k]
-        at = {"norm": "L2", "scope": "point"}
+        at: dict[str, Any] = {"norm": "L2", "scope": "point"}
         arrays: dict[str, Any] = {
             "cm": (("layer",), _median(cm[..., 1:]), attrs(
                 "relative change of each layer, median", "estimate", **at)),

@@ -79,9 +79,11 @@ class LocalLipschitz(Method):
     """Time a row's search may take."""
     tighten: Annotated[bool, Field(json_schema_extra={"advanced": True})] = False
     """Carry what a branch fixes to the gates above: slower branches, tighter."""
-    pre: Literal["crown", "ibp"] = Field("crown", json_schema_extra={"advanced": True})
+    pre: Annotated[Literal["crown", "ibp"], Field(json_schema_extra={"advanced": True})] = "crown"
     """How the gates' inputs are bounded: by lines or by intervals."""
-    domain: tuple[float, float] | None = Field(None, json_schema_extra={"advanced": True})
+    domain: Annotated[tuple[float, float] | None, Field(json_schema_extra={"advanced": True})] = (
+        None
+    )
     """Lowest and highest value an input can have; boxes end there."""
     n_samples: Annotated[int, Field(ge=0, le=1_000_000, json_schema_extra={"advanced": True})] = 100
     """Points drawn in each box for the lower bound, beside its centre."""
@@ -288,7 +290,7 @@ class _Work:
     def _arrays(self, ladder: np.ndarray, upper: np.ndarray, lower: np.ndarray) -> dict[str, Any]:
         """Every array with its axes and what it says of itself."""
         what = "margins" if self.spec.outputs == "margins" else "outputs"
-        box = {"norm": "Linf", "scope": "box"}
+        box: dict[str, Any] = {"norm": "Linf", "scope": "box"}
         dims = ("prompt", "epsilon", "label")
         arrays: dict[str, Any] = {
             "bound": (("variant", "epsilon", "prompt"), ladder, {

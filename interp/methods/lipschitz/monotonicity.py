@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -80,7 +80,7 @@ class Monotonicity(Method):
     def _dataset(
         self, ends: np.ndarray, names: tuple[str, ...], inputs: tuple[int, ...]
     ) -> xr.Dataset:
-        sign = np.full(ends.shape[1:], np.nan)
+        sign: Any = np.full(ends.shape[1:], np.nan)
         sign[(ends[1] < 0) & (ends[2] > 0)] = 0.0
         sign[ends[3] <= 0] = -1.0
         sign[ends[0] >= 0] = 1.0
@@ -88,7 +88,7 @@ class Monotonicity(Method):
         if len(axes) != len(inputs):
             sign = sign.reshape(*sign.shape[:2], -1)
             ends = ends.reshape(*ends.shape[:3], -1)
-        box = {"norm": "Linf", "scope": "box"}
+        box: dict[str, Any] = {"norm": "Linf", "scope": "box"}
         unknown = "unknown: the certified range holds 0 and sampling found one sign"
         dims = ("prompt", "label", *axes)
         data = xr.Dataset(

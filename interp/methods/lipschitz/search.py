@@ -155,8 +155,11 @@ class Search:
             slopes, possible = self._tightened(branches)
         else:
             slopes = {
-                gate: tuple(t.expand(n, *t.shape[1:]).clone() for t in pair)
-                for gate, pair in self.slopes.items()
+                gate: (
+                    low.expand(n, *low.shape[1:]).clone(),
+                    high.expand(n, *high.shape[1:]).clone(),
+                )
+                for gate, (low, high) in self.slopes.items()
             }
         for i, fixed in enumerate(branches):
             for gate, unit, d in fixed:

@@ -58,7 +58,7 @@ def bounds(net, x, radius, *, variant="lbp", pre="crown", domain=None, seeds=Non
 
 
 def found(net, x, radius, n=400, seed=0):
-    """Jacobians at random points of a box about one x, ``[point, row, *input]``; some at corners."""
+    """Jacobians at random points and corners of a box about one x, ``[point, row, *input]``."""
     draw = np.random.default_rng(seed)
     share = draw.uniform(-1, 1, size=(n, *np.shape(x)))
     share[::4] = np.sign(share[::4])
