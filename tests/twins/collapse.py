@@ -145,6 +145,9 @@ def free_features(sizes, lambda_w, lambda_h, bias, width=8, seed=0, steps=4000):
             "gram_mean": means.T @ means,
             "logits": w @ means,
             "bias": b.detach(),
+            "weight": w,
+            "features": h.T,
+            "labels": y,
             "loss": float(loss()),
             "spread": spread,
         }

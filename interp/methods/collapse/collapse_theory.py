@@ -69,6 +69,7 @@ class CollapseTheory(Method):
             },
         )  # fmt: skip
         coords: dict[str, Any] = {d: labels for d in ("label", "label_b")}
+        coords["bound"] = ["theory", "measured"]
         coords |= {
             "component": labels, "share": [float(f"{s:.3g}") for s in SHARES],
             "decay": [float(f"{d:.3g}") for d in self._decays()],

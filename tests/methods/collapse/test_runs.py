@@ -394,6 +394,9 @@ def test_balanced_digits_are_balanced_and_imbalance_is_what_was_asked(collapsed)
     assert counts[0] == 150 and counts[-1] == 15 and (np.diff(counts) < 0).all()
     test = interp.load_task("balanced_digits", model, part="test")
     assert not {r.tobytes() for r in test.inputs} & {r.tobytes() for r in task.inputs}
+    again, other = (interp.load_task(f"balanced_digits:n=50,seed={k}", model) for k in (3, 4))
+    assert again.hash() == small.hash() != other.hash()
+    assert interp.load_task(unequal.ref, model).hash() == unequal.hash()
     with pytest.raises(TaskError, match="reads tokens"):
         interp.load_task("balanced_digits", interp.load_model("zoo:random-gpt2"))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 
 import interp
 from interp.methods.collapse import mixup
@@ -193,6 +194,29 @@ def test_the_method_needs_no_model_and_says_what_is_lost():
     assert interp.run(spec, "zoo:random-gpt2").spec_hash == result.spec_hash
     with pytest.raises(UsageError, match="2 weight decays were given for 3"):
         interp.run(interp.methods.CollapseTheory(depth=3, lambda_w=(1e-3, 1e-3)))
+
+
+def test_lengths_of_unequal_classes_stand_beside_the_theory(tmp_path):
+    """A network whose inputs are the free features: measured by Collapse, told by the theory."""
+    sizes = (12, 6, 3, 3)
+    found = twin.free_features(sizes, (5e-3,), 5e-3, False)
+    net = torch.nn.Sequential(torch.nn.Linear(8, 4, bias=False)).double()
+    net[0].weight.data = found["weight"]
+    task = interp.LabelledInputs(found["features"].detach().numpy(), found["labels"].numpy())
+    model = interp.load_model(net, example=task.inputs[:3], dtype="float64")
+    measured = interp.run(interp.methods.Collapse(), model, task, progress=False)
+    assert float(measured.data["nc1"][-1]) < 1e-6
+    measured.save(tmp_path / "measured")
+    spec = {"lambda_w": (5e-3,), "lambda_h": 5e-3, "measured": str(tmp_path / "measured")}
+    result = interp.run(interp.methods.CollapseTheory(n_per_label=sizes, **spec))
+    for name in ("mean_length_beside", "weight_length_beside"):
+        told, seen = result.data[name].values
+        assert seen == pytest.approx(told, rel=1e-4)
+        assert np.ptp(told) > 0.1
+        assert result.data[name]["bound"].values.tolist() == ["theory", "measured"]
+    assert result.figures()["mean_length_beside"].layout.meta["kind"] == "whiskers"
+    with pytest.raises(UsageError, match="4 classes and the theory 2"):
+        interp.run(interp.methods.CollapseTheory(n_per_label=(5, 5), **spec))
 
 
 # ------------------------------------------------------------------------------------------- mixup
