@@ -103,7 +103,7 @@ def theme(figure: go.Figure, dark: bool = False) -> go.Figure:
     figure.update_xaxes(**axis)
     figure.update_yaxes(**axis)
     space = {f"{n}axis": {k: v for k, v in axis.items() if k != "title"} for n in "xyz"}
-    figure.update_scenes(**space, bgcolor=tone["paper"])
+    figure.update_scenes({**space, "bgcolor": tone["paper"]})
     figure.for_each_annotation(
         lambda note: note.update(
             font={"color": tone["quiet" if note.name in ("stamp", "quiet") else "text"]}

@@ -203,8 +203,8 @@ class TorchModule(Adapter):
             return Tap(module, divisor=self._divisor(site.kind, module), order=-1)
         return Tap(
             module,
-            spot.side,
-            self.map.axes(site.kind),  # type: ignore[arg-type]
+            spot.side,  # type: ignore[arg-type]
+            self.map.axes(site.kind),
             in_place=spot.in_place,
         )
 

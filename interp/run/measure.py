@@ -107,7 +107,7 @@ def run(
         context.memory = limit
     try:
         ref = model if isinstance(model, str) else None
-        opened = context.model(model) if isinstance(model, str) else model
+        opened: Any = context.model(model) if isinstance(model, str) else model
         job = Measurement(method, opened, task_of(task, opened), context, store, seed, ref)
         with interruptible(context):
             return job.result(fresh=fresh, resume=resume)
