@@ -204,7 +204,7 @@ class TorchModule(Adapter):
         return Tap(
             module,
             spot.side,  # type: ignore[arg-type]
-            self.map.axes(site.kind),
+            self.map.axes(site.kind),  # type: ignore[arg-type]
             in_place=spot.in_place,
         )
 
