@@ -64,7 +64,9 @@ def _random(family: str, architecture: str, what: str) -> Card:
         f"Does a method hold where every part of the architecture matters ({what})?",
         architecture,
         given={
-            "recipe": family, "seed": 0, "tokens": "97 token ids, no tokenizer",
+            "recipe": family,
+            "seed": 0,
+            "tokens": "97 token ids, no tokenizer",
             "answer": "none: weights are random, so there is no circuit to find",
         },
     )
@@ -72,27 +74,39 @@ def _random(family: str, architecture: str, what: str) -> Card:
 
 MODELS: dict[str, Card] = {
     "ioi": Card(
-        "ioi", "indirect objects and four other grammars",
-        "Which heads find the name that was not repeated?", "GPT2LMHeadModel", folder="ioi",
+        "ioi",
+        "indirect objects and four other grammars",
+        "Which heads find the name that was not repeated?",
+        "GPT2LMHeadModel",
+        folder="ioi",
     ),
     "digits-mlp": Card(
-        "digits-mlp", "small network that reads 8 × 8 digits",
-        "How far may a pixel change before the digit it reads can?", "Network",
+        "digits-mlp",
+        "small network that reads 8 × 8 digits",
+        "How far may a pixel change before the digit it reads can?",
+        "Network",
         folder="digits-mlp",
     ),
     "monotone-mlp": Card(
-        "monotone-mlp", "network that is monotone in four of ten inputs",
-        "In which inputs does the output rise, in which does it fall, and for sure?", "Network",
+        "monotone-mlp",
+        "network that is monotone in four of ten inputs",
+        "In which inputs does the output rise, in which does it fall, and for sure?",
+        "Network",
         folder="monotone-mlp",
     ),
     "digits-collapse": Card(
-        "digits-collapse", "digits, trained into neural collapse",
-        "How do features and classifier collapse to a symmetric frame?", "Network",
+        "digits-collapse",
+        "digits, trained into neural collapse",
+        "How do features and classifier collapse to a symmetric frame?",
+        "Network",
         folder="digits-collapse",
     ),
     "digits-mixup": Card(
-        "digits-mixup", "digits, trained on mixtures",
-        "Where does a network put mixtures of two inputs?", "Network", folder="digits-mixup",
+        "digits-mixup",
+        "digits, trained on mixtures",
+        "Where does a network put mixtures of two inputs?",
+        "Network",
+        folder="digits-mixup",
     ),
     "random-gpt2": _random("gpt2", "GPT2LMHeadModel", "learned positions, layer norms, biases"),
     "random-gpt-neo": _random("gpt_neo", "GPTNeoForCausalLM", "unscaled scores, local windows"),
@@ -208,14 +222,19 @@ def _listed(folder: Path, root: Path) -> Listed:
     try:
         if is_network(folder):
             size = sum(p.stat().st_size for p in folder.glob("*.safetensors"))
-            return Listed(str(folder), title, architecture=NETWORK, size_bytes=size,
-                          origin="folder")
+            return Listed(
+                str(folder), title, architecture=NETWORK, size_bytes=size, origin="folder"
+            )
         seen = inspect(folder)
     except InterpError as error:
         return Listed(str(folder), title, ok=False, reason=str(error), origin="folder")
     return Listed(
-        str(folder), title, architecture=seen.family.architecture, size_bytes=seen.size_bytes,
-        n_params=seen.n_params, origin="folder",
+        str(folder),
+        title,
+        architecture=seen.family.architecture,
+        size_bytes=seen.size_bytes,
+        n_params=seen.n_params,
+        origin="folder",
     )
 
 
