@@ -15,7 +15,17 @@ from interp.methods.lipschitz.certificates import attrs, network_for
 from interp.methods.lipschitz.norms import layer_norm
 from interp.methods.lipschitz.probe import Depth, Probe, batches, depth_of, flat
 from interp.methods.lipschitz.singular import top_singular
-from interp.terms import Check, Context, Edit, HookedModel, LabelledInputs, Method, Site, Texts
+from interp.terms import (
+    Check,
+    Context,
+    Edit,
+    HookedModel,
+    LabelledInputs,
+    Method,
+    PromptPairs,
+    Site,
+    Texts,
+)
 
 PARTS = ("block", "attention", "MLP")
 ROWS = 8
@@ -30,7 +40,7 @@ class LayerGain(Method):
     gradient ascent on the last layer, or along the top right singular vector of the whole map.
     ``gain_l = CM_l / CM_{l-1}``; the most vulnerable layers are the ``k`` of largest median gain.
     For transformers also σ_max of the Jacobian of each block, attention and MLP, at data, by
-    Lanczos. A local gain certifies nothing. Sources: khalooei2022layerwise, castin2024smooth.
+    Lanczos. Of pairs the clean prompts are taken. A local gain certifies nothing. Sources: khalooei2022layerwise, castin2024smooth.
     """
 
     title: ClassVar[str] = "Layer gains"
@@ -60,7 +70,7 @@ class LayerGain(Method):
         return () if self.perturbation == "random" else ("grad",)
 
     def measure(
-        self, model: HookedModel, task: LabelledInputs | Texts, context: Context
+        self, model: HookedModel, task: LabelledInputs | Texts | PromptPairs, context: Context
     ) -> xr.Dataset:
         """``cm``, ``gain [layer]`` with quantiles, ``vulnerable [top]``, ``jacobian``."""
         depth = depth_of(model, self.sites)
