@@ -40,7 +40,8 @@ class LayerGain(Method):
     gradient ascent on the last layer, or along the top right singular vector of the whole map.
     ``gain_l = CM_l / CM_{l-1}``; the most vulnerable layers are the ``k`` of largest median gain.
     For transformers also σ_max of the Jacobian of each block, attention and MLP, at data, by
-    Lanczos. Of pairs the clean prompts are taken. A local gain certifies nothing. Sources: khalooei2022layerwise, castin2024smooth.
+    Lanczos. Of pairs the clean prompts are taken. A local gain certifies nothing. Sources:
+    khalooei2022layerwise, castin2024smooth.
     """
 
     title: ClassVar[str] = "Layer gains"
