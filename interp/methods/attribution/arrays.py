@@ -97,25 +97,26 @@ def estimate_arrays(
             "estimated change in each prompt",
             1,
         )
-    data = xr.Dataset(
-        {
-            k: (d, v, {"units": u, "long_name": t, "signed": s})
-            for k, (d, v, u, t, s) in arrays.items()
-        },
-        coords={**layout.coords, "prompt": np.arange(n), "bound": ["low", "high"]},
-    )
-    data.attrs.update(
-        {
-            **facts,
-            "metric_title": metric.title,
-            "unsigned": int(unsigned),
-            "mean_gap": float(gap.mean()),
-            "undefined_reason": reason,
-            "n_prompts": n,
-            "small_sample": int(n < SMALL_SAMPLE),
-        }
-    )
-    return data
+    more = {
+        **facts,
+        "metric_title": metric.title,
+        "unsigned": int(unsigned),
+        "mean_gap": float(gap.mean()),
+        "undefined_reason": reason,
+        "n_prompts": n,
+        "small_sample": int(n < SMALL_SAMPLE),
+    }
+    coords = {**layout.coords, "prompt": np.arange(n), "bound": ["low", "high"]}
+    return _dataset(arrays, coords, more)
+
+
+def _dataset(arrays: dict[str, Any], coords: dict[str, Any], facts: dict[str, Any]) -> xr.Dataset:
+    """``name -> (dims, values, units, long name, signed)`` as a dataset."""
+    variables = {
+        k: (d, v, {"units": u, "long_name": t, "signed": s})
+        for k, (d, v, u, t, s) in arrays.items()
+    }
+    return xr.Dataset(variables, coords=coords, attrs=facts)
 
 
 def _vanishing(base: np.ndarray, gap: np.ndarray, task: PromptPairs, n_boot: int, seed: int) -> str:
@@ -123,7 +124,7 @@ def _vanishing(base: np.ndarray, gap: np.ndarray, task: PromptPairs, n_boot: int
     if not np.isfinite(gap).all():
         return "the metric is not finite"
     mean, floor = abs(gap.mean()), 1e-6 * max(np.abs(base).mean(), 1e-300)
-    if mean < floor:
+    if mean <= floor:
         return f"the mean gap {mean:.3g} is below {floor:.3g}"
     if n_boot > 0 and len(task) > 1:
         weights = resampling_weights(len(task), task.template, n_boot, seed)
