@@ -257,6 +257,7 @@ class Pyvene:
         import pyvene
 
         self.pyvene, self.problem = pyvene, problem
+        self.model = copy.deepcopy(problem.model)  # pyvene freezes the parameters it is given
 
     def _intervenable(self, site: str, layer: int, unit: str) -> tuple[Any, str]:
         component = "block_input" if site == "resid_pre" else "head_attention_value_output"
@@ -264,7 +265,7 @@ class Pyvene:
             {"layer": layer, "component": component, "unit": unit, "max_number_of_units": 1},
             intervention_types=self.pyvene.VanillaIntervention,
         )
-        model = self.pyvene.IntervenableModel(config, model=self.problem.model)
+        model = self.pyvene.IntervenableModel(config, model=self.model)
         return model, next(iter(model.interventions))
 
     def sweep(self, site: str, cells: Sequence[Cell], k: int) -> np.ndarray:
