@@ -37,6 +37,13 @@ from interp.terms.models import (
     Tokenizer,
     Weights,
 )
+from interp.terms.observables import (
+    STAGES,
+    TREATMENTS,
+    FeatureVector,
+    Observable,
+    Reading,
+)
 from interp.terms.refs import DictionaryRef, ModelRef, ResultRef, TaskRef
 from interp.terms.sites import KINDS, Site, SiteKind
 
@@ -44,6 +51,8 @@ __all__ = [
     "AXES",
     "KINDS",
     "SMALL_AXES",
+    "STAGES",
+    "TREATMENTS",
     "Block",
     "Blocks",
     "CancelledError",
@@ -55,13 +64,16 @@ __all__ = [
     "DictionaryRef",
     "DiskFullError",
     "Edit",
+    "FeatureVector",
     "HookedModel",
     "InterpError",
     "LabelledInputs",
     "Method",
     "ModelRef",
     "ModelShape",
+    "Observable",
     "PromptPairs",
+    "Reading",
     "RefusedError",
     "ResultRef",
     "Run",
