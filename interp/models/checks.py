@@ -8,7 +8,7 @@ the dtype and grows with depth (rounding accumulates layer by layer).
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -178,7 +178,8 @@ def edits_work(model: Adapter, probe: Tensor) -> tuple[Check, ...]:
     """
     layer = model.shape.n_layers // 2
     have = [c.name for c in model.capabilities() if c.ok]
-    sites = [Site(k, layer=layer) for k in PER_LAYER if k in have]
+    unread = _unread(model, layer)
+    sites = [Site(k, layer=layer) for k in PER_LAYER if k in have and k not in unread]
     sites += [
         Site(k)
         for k in ("embed", "ln_final_scale", "logits", "input")
@@ -214,6 +215,15 @@ def edits_work(model: Adapter, probe: Tensor) -> tuple[Check, ...]:
     )
 
 
+def _unread(model: Adapter, layer: int) -> tuple[str, ...]:
+    """Divisors that nothing can feel: an MLP whose input weights are all 0 reads no norm."""
+    if not model.can("ln2_scale") or not model.can("blocks"):
+        return ()
+    block: Any = model.blocks.layers[layer]
+    weights = [w.weight for w in (block.w_in, block.w_gate) if w is not None]
+    return () if any(bool(w.any()) for w in weights) else ("ln2_scale",)
+
+
 class _Extreme:
     """The worst value seen, and where; a NaN is worse than anything."""
 
@@ -232,9 +242,15 @@ class _Extreme:
 
 
 def _shifted(value: Tensor) -> Tensor:
-    """Another value of the same size: the positions in reverse order, and a little more."""
+    """Another value of the same size: the positions in reverse order, and a little more.
+
+    Of a value that is 0 everywhere (a part that adds nothing) another one rises from 0 to 1 along
+    the last axis: a constant would be lost in a norm that subtracts the mean.
+    """
     turned = value.flip(1) if value.dim() > 1 else value
-    return turned * 1.5 + (value.std() if value.numel() > 1 else value.abs().sum()) * 0.25
+    size = value.std() if value.numel() > 1 else value.abs().sum()
+    ramp = torch.linspace(0, 1, value.shape[-1], dtype=value.dtype, device=value.device)
+    return turned * 1.5 + torch.where(size > 0, size * 0.25, ramp)
 
 
 def _felt(name: str, title: str, least: _Extreme) -> Check:

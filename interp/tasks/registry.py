@@ -14,8 +14,10 @@ from interp.tasks.digits import DIABETES, DIGITS
 from interp.tasks.families import TaskFamily
 from interp.tasks.files import FILE_OPTIONS, task_from_file
 from interp.tasks.greater_than import GREATER_THAN
+from interp.tasks.hops import HOPS
 from interp.tasks.ioi import IOI
 from interp.tasks.pronouns import PRONOUN
+from interp.tasks.scenes import SCENES
 from interp.terms import TaskRef, unknown_name
 
 if TYPE_CHECKING:
@@ -28,9 +30,11 @@ TASKS: dict[str, TaskFamily] = {
     "greater_than": GREATER_THAN,
     "brackets": BRACKET,
     "addition": ADDITION,
+    "hops": HOPS,
     "digits": DIGITS,
     "diabetes": DIABETES,
     "balanced_digits": BALANCED_DIGITS,
+    "scenes": SCENES,
 }
 
 

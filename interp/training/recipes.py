@@ -30,6 +30,7 @@ class Recipe:
 RECIPES: dict[str, Recipe] = {
     "ioi": Recipe("ioi", "GPT-2, 4 layers × 4 heads, five grammars", "interp.training.ioi"),
     "ioi-llama": Recipe("ioi-llama", "Llama, the same grammars", "interp.training.ioi_llama"),
+    "hops": Recipe("hops", "pointer chains, weights set by hand", "interp.training.hops"),
     "digits-collapse": Recipe(
         "digits-collapse",
         "a perceptron on digits, into neural collapse",
@@ -40,6 +41,24 @@ RECIPES: dict[str, Recipe] = {
     ),
     "digits-mlp": Recipe(
         "digits-mlp", "ReLU network on 8 × 8 digits", "interp.training.digits_mlp"
+    ),
+    "digits-cnn": Recipe(
+        "digits-cnn", "convolutional network on digits", "interp.training.digits_cnn"
+    ),
+    "digits-cnn-nobias": Recipe(
+        "digits-cnn-nobias", "the same without biases", "interp.training.digits_cnn_nobias"
+    ),
+    "digits-cnn-bn": Recipe(
+        "digits-cnn-bn", "the same with batch norm", "interp.training.digits_cnn_bn"
+    ),
+    "digits-sr": Recipe(
+        "digits-sr", "super-resolution, 12 × 12 to 24 × 24", "interp.training.digits_sr"
+    ),
+    "digits-denoise": Recipe(
+        "digits-denoise", "noise off digits, convolutional", "interp.training.digits_denoise"
+    ),
+    "digits-autoencoder": Recipe(
+        "digits-autoencoder", "noise off digits, 16 units", "interp.training.digits_autoencoder"
     ),
     "monotone-mlp": Recipe(
         "monotone-mlp", "network monotone in four of ten inputs", "interp.training.monotone_mlp"

@@ -6,6 +6,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+from interp.tasks import hops
 from interp.terms import ModelShape
 from interp.training.vocabulary import Words
 
@@ -45,6 +46,11 @@ def word_reader() -> Any:
 def digit_reader(n_ctx: int = 6) -> Any:
     """A model without a tokenizer whose ids are digits."""
     return reader(None, 10, n_ctx)
+
+
+def chain_reader() -> Any:
+    """A model of pointer chains."""
+    return reader(None, hops.VOCAB, 16)
 
 
 def gpt2_reader(data: Path) -> Any:

@@ -7,7 +7,7 @@ import pytest
 from interp.tasks import TASKS, load_task, words
 from interp.tasks import ioi as ioi_words
 from interp.terms import CapabilityError, TaskError, TaskRef, UsageError
-from tests.tasks.readers import digit_reader, gpt2_reader, reader, word_reader
+from tests.tasks.readers import chain_reader, digit_reader, gpt2_reader, reader, word_reader
 
 PROMPTED = [k for k, f in TASKS.items() if f.type_name == "PromptPairs"]
 WORDED = ("ioi", "agreement", "pronouns", "greater_than", "brackets")
@@ -24,7 +24,8 @@ def gpt2(test_data):
 
 
 def loaded(name, model):
-    return load_task(name, digit_reader() if name.startswith("addition") else model)
+    own = {"addition": digit_reader, "hops": chain_reader}.get(name.partition(":")[0])
+    return load_task(name, own() if own else model)
 
 
 @pytest.mark.parametrize("name", PROMPTED)
@@ -311,7 +312,7 @@ def test_knobs_describe_themselves_for_a_form(name):
     for knob, part in schema["properties"].items():
         assert part["description"] and part["type"] in ("integer", "string", "boolean", "number")
         assert "default" in part, knob
-        assert part.get("enum") or "minimum" in part
+        assert part.get("enum") or "minimum" in part or part["type"] == "boolean"
     assert {"n", "seed"} <= set(schema["properties"])
 
 
