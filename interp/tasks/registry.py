@@ -15,7 +15,9 @@ from interp.tasks.families import TaskFamily
 from interp.tasks.files import FILE_OPTIONS, task_from_file
 from interp.tasks.greater_than import GREATER_THAN
 from interp.tasks.hops import HOPS
+from interp.tasks.induction import INDUCTION
 from interp.tasks.ioi import IOI
+from interp.tasks.modular_addition import MODULAR_ADDITION
 from interp.tasks.pronouns import PRONOUN
 from interp.tasks.scenes import SCENES
 from interp.terms import TaskRef, unknown_name
@@ -30,6 +32,8 @@ TASKS: dict[str, TaskFamily] = {
     "greater_than": GREATER_THAN,
     "brackets": BRACKET,
     "addition": ADDITION,
+    "modular_addition": MODULAR_ADDITION,
+    "induction": INDUCTION,
     "hops": HOPS,
     "digits": DIGITS,
     "diabetes": DIABETES,

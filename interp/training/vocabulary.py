@@ -9,18 +9,23 @@ from interp.tasks.grammar import BOS, UNKNOWN, WORD, vocabulary
 
 
 class Words:
-    """Words to ids and back, as the shipped ``tokenizer.json`` does it; BOS is prepended."""
+    """Words to ids and back, as the shipped ``tokenizer.json`` does it; BOS is prepended.
 
-    default_bos = True
+    Args:
+        words: the vocabulary; by default the grammar's.
+        begins: whether there is a BOS.
+    """
 
-    def __init__(self, words: Sequence[str] | None = None) -> None:
+    def __init__(self, words: Sequence[str] | None = None, begins: bool = True) -> None:
         self.words = tuple(words or vocabulary())
         self.ids = {w: i for i, w in enumerate(self.words)}
-        self.bos_id: int | None = self.ids[BOS]
+        self.default_bos = begins
+        self.bos_id: int | None = self.ids[BOS] if begins else None
 
     def encode(self, text: str, *, bos: bool | None = None) -> list[int]:
         """Ids of the words of ``text``; a word that is not known becomes ``<unk>``."""
-        start = [self.ids[BOS]] if bos is None or bos else []
+        wanted = self.default_bos if bos is None else bos
+        start = [self.ids[BOS]] if wanted else []
         return start + [self.ids.get(w, self.ids[UNKNOWN]) for w in WORD.findall(text)]
 
     def decode(self, ids: Sequence[int]) -> str:
@@ -32,8 +37,16 @@ class Words:
         return [self.words[int(i)] for i in ids]
 
 
-def tokenizer_files(words: Sequence[str], context: int) -> dict[str, dict[str, Any]]:
-    """``tokenizer.json`` and ``tokenizer_config.json`` for these words."""
+def tokenizer_files(
+    words: Sequence[str], context: int, begins: bool = True
+) -> dict[str, dict[str, Any]]:
+    """``tokenizer.json`` and ``tokenizer_config.json`` for these words.
+
+    Args:
+        words: of the vocabulary, ``<unk>`` among them, and ``<bos>`` where a prompt begins so.
+        context: longest prompt.
+        begins: whether ``<bos>`` is put before a prompt.
+    """
     special = [
         {
             "id": i,
@@ -61,7 +74,9 @@ def tokenizer_files(words: Sequence[str], context: int) -> dict[str, dict[str, A
                 "behavior": "Removed",
                 "invert": True,
             },
-            "post_processor": {
+            "post_processor": None
+            if not begins
+            else {
                 "type": "TemplateProcessing",
                 "single": [bos, {"Sequence": {"id": "A", "type_id": 0}}],
                 "pair": [
@@ -82,9 +97,9 @@ def tokenizer_files(words: Sequence[str], context: int) -> dict[str, dict[str, A
         },
         "tokenizer_config.json": {
             "tokenizer_class": "PreTrainedTokenizerFast",
-            "bos_token": BOS,
+            **({"bos_token": BOS} if begins else {}),
             "unk_token": UNKNOWN,
-            "add_bos_token": True,
+            "add_bos_token": begins,
             "model_max_length": context,
             "clean_up_tokenization_spaces": False,
         },

@@ -53,6 +53,18 @@ def chain_reader() -> Any:
     return reader(None, hops.VOCAB, 16)
 
 
+def letter_reader() -> Any:
+    """A model of capital letters."""
+    words = Words(("<bos>", "<unk>", *"ABCDEFGHIJKLMNOPQRSTUVWXYZ"))
+    return reader(words, len(words.words))
+
+
+def sum_reader(modulus: int = 53) -> Any:
+    """A model of the numbers below a modulus and the equals sign, without BOS."""
+    words = Words((*map(str, range(modulus)), "=", "<unk>"), begins=False)
+    return reader(words, len(words.words), 3)
+
+
 def gpt2_reader(data: Path) -> Any:
     """A model with GPT-2's tokenizer."""
     return reader(Gpt2Words(data / "gpt2_tokenizer"), 50257, 1024)

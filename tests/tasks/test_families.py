@@ -7,9 +7,24 @@ import pytest
 from interp.tasks import TASKS, load_task, words
 from interp.tasks import ioi as ioi_words
 from interp.terms import CapabilityError, TaskError, TaskRef, UsageError
-from tests.tasks.readers import chain_reader, digit_reader, gpt2_reader, reader, word_reader
+from tests.tasks.readers import (
+    chain_reader,
+    digit_reader,
+    gpt2_reader,
+    letter_reader,
+    reader,
+    sum_reader,
+    word_reader,
+)
 
 PROMPTED = [k for k, f in TASKS.items() if f.type_name == "PromptPairs"]
+OWN = {
+    "addition": digit_reader,
+    "hops": chain_reader,
+    "induction": letter_reader,
+    "modular_addition": sum_reader,
+}
+"""Tasks that want a model of their own."""
 WORDED = ("ioi", "agreement", "pronouns", "greater_than", "brackets")
 
 
@@ -24,7 +39,7 @@ def gpt2(test_data):
 
 
 def loaded(name, model):
-    own = {"addition": digit_reader, "hops": chain_reader}.get(name.partition(":")[0])
+    own = OWN.get(name.partition(":")[0])
     return load_task(name, own() if own else model)
 
 
