@@ -7,6 +7,7 @@ from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
+from interp.figures.text import glyphs
 from interp.terms.axes import AXES
 from interp.terms.errors import UsageError, near_misses
 
@@ -212,10 +213,13 @@ def spoken_labels(array: xr.DataArray, axis: str) -> list[Any]:
     """Labels for people: a ``name`` coordinate beside the axis, or its layer put in front.
 
     A chosen list of neurons carries its layers as a coordinate (``layer`` on ``neuron``), the
-    nodes of a graph their layer, head and input.
+    nodes of a graph their layer, head and input. Classes that are tokens carry their raw texts
+    (``label_token`` on ``label``), which are shown as glyphs.
     """
     labels = labels_of(array, axis)
     beside = {str(c) for c in array.coords if array.coords[c].dims == (axis,)} - {axis}
+    if f"{axis}_token" in beside:
+        return [glyphs(str(v)) for v in _values(array, f"{axis}_token")]
     for named in ("name", f"{axis}_name", "names"):
         if named in beside:
             return _values(array, named)

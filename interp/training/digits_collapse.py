@@ -37,8 +37,9 @@ class Plan:
         head_width: width between them.
         bias: a bias at the output.
         width: of the layers.
-        lambda_w: decay of every weight.
-        lambda_h: decay of the features, of the mean squared length.
+        lambda_w: decay of the head's weights.
+        lambda_h: decay of the features, of their summed squared length.
+        lambda_body: decay of the weights before the features; 0 is the model of free features.
         rate: Adam's first step.
         loss: ``mse`` or ``ce``.
         mixup: mix each image with another of its batch, weight uniform in 0 … 1.
@@ -52,6 +53,7 @@ class Plan:
     width: int = 128
     lambda_w: float = 5e-4
     lambda_h: float = 1e-5
+    lambda_body: float = 5e-4
     rate: float = 1e-3
     loss: str = "mse"
     mixup: bool = False
@@ -114,7 +116,7 @@ def train(
     dice = torch.Generator().manual_seed(plan.seed)
     body, head = net[: -plan.head], net[-plan.head :]
     step = torch.optim.Adam(net.parameters(), lr=plan.rate)
-    weights = [p for name, p in net.named_parameters() if name.endswith("weight") and p.dim() == 2]
+    above, below = ([p for p in part.parameters() if p.dim() == 2] for part in (head, body))
     target = torch.eye(10)
     each(0, net)
     for epoch in range(1, (stop or plan.epochs) + 1):
@@ -134,8 +136,10 @@ def train(
             if plan.loss == "ce"
             else (logits - wanted).square().sum() / (2 * len(x))
         )
-        decay = sum(w.square().sum() for w in weights)
-        loss = loss + plan.lambda_w / 2 * decay + plan.lambda_h / 2 * h.square().sum()
+        for strength, weights in ((plan.lambda_w, above), (plan.lambda_body, below)):
+            if strength:
+                loss = loss + strength / 2 * sum(w.square().sum() for w in weights)
+        loss = loss + plan.lambda_h / 2 * h.square().sum()
         step.zero_grad()
         loss.backward()
         step.step()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
@@ -80,6 +80,8 @@ class Collapse(Method):
     """A Collapse result on other inputs, whose mean NC5 compares with."""
     checkpoints: tuple[ModelRef, ...] = Field(default=(), max_length=2000)
     """Models of a training run, in order; the metrics then run along epochs."""
+    geometry_at: float | None = None
+    """Epoch whose class means, lengths and Gram matrices are drawn; the last one if empty."""
     seed: Annotated[int, Field(ge=0)] = 0
     """Of the pairs that are drawn."""
 
@@ -95,6 +97,8 @@ class Collapse(Method):
         geometry of the head's features by ``label``.
         """
         refs = list(self.checkpoints)
+        epochs = [epoch_of(r, n) for n, r in enumerate(refs)] if refs else None
+        shown = self.shown(epochs)
         ood = self.other_mean(context)
         models: list[ModelRef | None] = [*refs] or [None]
         snapshots: list[Snapshot] = []
@@ -102,17 +106,35 @@ class Collapse(Method):
         for number, ref in enumerate(models):
             opened = model if ref is None else context.model(str(ref))
             source = source_of(self, opened, task, context.memory // 4)
-            plan = self.plan(source.head, geometry=number == len(models) - 1)
+            plan = self.plan(source.head, number == shown, not isinstance(task, LabelledInputs))
             snapshots.append(source.take(plan, ood))
             context.advance(number + 1, len(models))
         assert source is not None
         tell(snapshots, context, source.head, source.rows)
         return dataset(
             snapshots,
-            [epoch_of(r, n) for n, r in enumerate(refs)] if refs else None,
+            epochs,
             self.attrs(source.head),
             getattr(task, "label_text", None),
+            shown,
+            None if isinstance(task, LabelledInputs) else _texts(model),
         )
+
+    def shown(self, epochs: Sequence[float] | None) -> int:
+        """Which of these epochs is drawn.
+
+        Raises:
+            UsageError: ``geometry_at`` is none of them.
+        """
+        if self.geometry_at is None or not epochs:
+            return len(epochs or (0,)) - 1
+        if self.geometry_at not in epochs:
+            raise UsageError(
+                f"geometry_at was given as {self.geometry_at:g}; wanted one of the epochs "
+                f"{', '.join(f'{e:g}' for e in epochs)}.",
+                remedy="Leave it empty for the last one.",
+            )
+        return list(epochs).index(self.geometry_at)
 
     def names(self) -> tuple[str, ...]:
         """The quantities asked for.
@@ -126,7 +148,7 @@ class Collapse(Method):
         wanted = self.quantities or tuple(QUANTITIES)
         return tuple(n for n in wanted if self.ood or self.quantities or n != "nc5")
 
-    def plan(self, head: LinearHead, geometry: bool = True) -> Plan:
+    def plan(self, head: LinearHead, geometry: bool = True, frequent: bool = False) -> Plan:
         """How a snapshot is taken of a network with this head."""
         names = self.names()
         if not head.weights and self.quantities is None:
@@ -138,6 +160,7 @@ class Collapse(Method):
             self.frame(head),
             self.one_pass,
             geometry,
+            frequent,
         )
 
     def frame(self, head: LinearHead) -> Target:
@@ -170,6 +193,12 @@ class Collapse(Method):
                 remedy="Give a result of Collapse on the other inputs.",
             )
         return torch.as_tensor(np.asarray(data["global_mean"].values, float))
+
+
+def _texts(model: HookedModel) -> Callable[[list[int]], list[str]]:
+    """Tokens in words, or as numbers where nothing knows their words."""
+    reader = model.tokenizer
+    return (lambda ids: list(map(str, ids))) if reader is None else reader.texts
 
 
 CAUTION = (

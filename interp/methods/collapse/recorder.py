@@ -95,16 +95,23 @@ class CollapseRecorder:
         return len(self._rows)
 
     def dataset(self) -> xr.Dataset:
-        """Everything measured so far, along ``epoch``; geometry as of the last row.
+        """Everything measured so far, along ``epoch``.
+
+        Class means, lengths and Gram matrices are those of ``spec.geometry_at``, or of the last
+        row.
 
         Raises:
-            UsageError: nothing was measured yet.
+            UsageError: nothing was measured yet, or not at ``geometry_at``.
         """
         if not self._rows:
             raise UsageError("Nothing was recorded yet.", remedy="Call step(epoch) first.")
         epochs = sorted(self._rows)
         return dataset(
-            [self._rows[e] for e in epochs], epochs, self._attrs, self._task.label_text or None
+            [self._rows[e] for e in epochs],
+            epochs,
+            self._attrs,
+            self._task.label_text or None,
+            self.spec.shown(epochs),
         )
 
     def _source(self) -> Source:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,6 +19,9 @@ from interp.methods.collapse.quantities import QUANTITIES, Measured, Options, la
 
 MOST_LABELS = 200
 """Up to so many classes Gram matrices and class means are drawn."""
+
+MOST_TOKENS = 40
+"""Of a language model so many next tokens are drawn, the most frequent ones."""
 
 MOST_SAMPLES = 600
 """So many samples are drawn beside the class means."""
@@ -53,6 +56,7 @@ class Plan:
         target: of the Gram matrices.
         one_pass: see ``OnePass``.
         geometry: also take what is drawn of the head's features.
+        frequent: of the classes with samples only the ``MOST_TOKENS`` most frequent are drawn.
     """
 
     quantities: tuple[str, ...]
@@ -61,6 +65,7 @@ class Plan:
     target: Target = "etf"
     one_pass: bool = False
     geometry: bool = True
+    frequent: bool = False
 
 
 @dataclass
@@ -154,28 +159,35 @@ def _facts(m: Moments) -> dict[str, float]:
 
 def _geometry(m: Measured, batches: Batches, name: str, plan: Plan) -> dict[str, np.ndarray]:
     means = m.moments.means
-    k, present = len(means.counts), means.present.cpu()
+    k, counts = len(means.counts), means.counts.cpu()
+    shown = torch.arange(k)
+    if plan.frequent:
+        shown = counts.argsort(descending=True, stable=True)[: min(MOST_TOKENS, len(means.present))]
     out = {
-        "class_size": means.counts.cpu().numpy().astype(float),
-        "mean_length": means.means.norm(dim=1).cpu().numpy(),
+        "class_number": shown.numpy(),
+        "class_size": counts[shown].numpy().astype(float),
+        "mean_length": means.means.norm(dim=1).cpu()[shown].numpy(),
         "global_mean": means.centre.cpu().numpy(),
     }
     if "cdnv" in plan.quantities and means.rank:
-        labels = labels_nan(m.pairs.cdnv_label, means.present, k)
-        out["class_cdnv"] = labels.numpy() if not m.lone else np.full(k, np.nan)
+        labels = labels_nan(m.pairs.cdnv_label, means.present, k)[shown]
+        out["class_cdnv"] = labels.numpy() if not m.lone else np.full(len(shown), np.nan)
     if m.weight is not None:
-        out["weight_length"] = m.weight.norm(dim=1).cpu().numpy()
-    if k > MOST_LABELS or not means.rank:
+        out["weight_length"] = m.weight.norm(dim=1).cpu()[shown].numpy()
+    if len(shown) > MOST_LABELS or not means.rank:
         return out
-    about = means.centred if plan.target == "etf" else means.here
-    out["gram"] = _spread(unit(about @ about.T), present, k)
-    out["gram_target"] = _spread(target_matrix(len(present), plan.target), present, k)
+    here = torch.full((k, len(means.centre)), torch.nan, dtype=torch.float64)
+    here[means.present.cpu()] = (means.centred if plan.target == "etf" else means.here).cpu()
+    here, there = here[shown], counts[shown] > 0
+    out["gram"] = _spread(unit(here[there] @ here[there].T), there)
+    out["gram_target"] = _spread(target_matrix(int(there.sum()), plan.target), there)
     if m.weight is not None:
-        out["gram_weight"] = unit(m.weight @ m.weight.T).cpu().numpy()
-    return out | _coordinates(m, batches, name)
+        rows = m.weight.cpu()[shown]
+        out["gram_weight"] = unit(rows @ rows.T).numpy()
+    return out | _coordinates(m, batches, name, shown)
 
 
-def _coordinates(m: Measured, batches: Batches, name: str) -> dict[str, np.ndarray]:
+def _coordinates(m: Measured, batches: Batches, name: str, shown: Tensor) -> dict[str, np.ndarray]:
     """Class means, samples and classifier rows along the three leading directions of the means."""
     means = m.moments.means
     k = len(means.counts)
@@ -184,21 +196,24 @@ def _coordinates(m: Measured, batches: Batches, name: str) -> dict[str, np.ndarr
     at = torch.full((k, 3), torch.nan, dtype=torch.float64)
     at[means.present.cpu()] = (means.centred @ plane).cpu()
     h, y = sample_rows(batches, name, MOST_SAMPLES)
+    drawn = torch.isin(y.cpu(), shown).to(y.device)
+    h, y = h[drawn], y[drawn]
     out = {
-        "class_means": at.numpy(),
+        "class_means": at[shown].numpy(),
         "samples": ((h - means.centre) @ plane).cpu().numpy(),
         "sample_label": y.cpu().numpy(),
     }
     if m.weight is not None:
         rows = unit(m.weight - m.weight.mean(0)) * means.centred.norm()
-        out["classifier_rows"] = (rows @ plane).cpu().numpy()
+        out["classifier_rows"] = (rows @ plane).cpu()[shown].numpy()
     return out
 
 
-def _spread(table: Tensor, present: Tensor, k: int) -> np.ndarray:
-    """``[P, P]`` at the places of the present classes, NaN elsewhere ``[K, K]``."""
-    out = torch.full((k, k), torch.nan, dtype=torch.float64)
-    out[present[:, None], present] = table.cpu()
+def _spread(table: Tensor, there: Tensor) -> np.ndarray:
+    """``[P, P]`` at the places of the classes with samples, NaN elsewhere ``[K, K]``."""
+    out = torch.full((len(there), len(there)), torch.nan, dtype=torch.float64)
+    at = there.nonzero()[:, 0]
+    out[at[:, None], at] = table.cpu()
     return out.numpy()
 
 
@@ -207,6 +222,8 @@ def dataset(
     epochs: Sequence[float] | None = None,
     attrs: Mapping[str, Any] | None = None,
     label_text: Mapping[int, str] | None = None,
+    shown: int = -1,
+    words: Callable[[list[int]], list[str]] | None = None,
 ) -> xr.Dataset:
     """Snapshots as named arrays, along ``epoch`` where there are epochs.
 
@@ -215,8 +232,11 @@ def dataset(
         epochs: when each was taken; None for a single one.
         attrs: of the dataset.
         label_text: label -> words.
+        shown: the snapshot whose class means, lengths and Gram matrices are kept.
+        words: tokens -> their texts, where classes are tokens.
     """
-    last = snapshots[-1]
+    last = snapshots[shown]
+    when = f", epoch {epochs[shown]:g}" if epochs is not None and len(epochs) > 1 else ""
     data: dict[str, Any] = {}
     for name in sorted(last.arrays, key=_rank):
         stem = name.removesuffix("_boundary")
@@ -224,27 +244,43 @@ def dataset(
             data[name] = _curve(name, stem, snapshots, epochs)
         elif name in GEOMETRY:
             dims, units, title, signed = GEOMETRY[name]
-            data[name] = (
-                dims,
-                last.arrays[name],
-                {"units": units, "long_name": title, "signed": signed},
-            )
+            said = {"units": units, "long_name": title + when, "signed": signed}
+            data[name] = (dims, last.arrays[name], said)
     out = xr.Dataset(data, attrs=dict(attrs or {}))
     out = out.assign_coords({"layer": range(len(last.layers)), "name": ("layer", last.layers)})
     if last.boundaries:
         out = out.assign_coords(boundary=range(1, last.boundaries + 1))
     if epochs is not None:
         out = out.assign_coords(epoch=list(epochs))
-    k = len(last.arrays["class_size"]) if "class_size" in last.arrays else 0
-    labels = [str((label_text or {}).get(i, i)) for i in range(k)]
-    for dim in ("label", "label_b"):
-        if dim in out.dims:
-            out = out.assign_coords({dim: labels if label_text else list(range(k))})
+    numbers = last.arrays.get("class_number", np.zeros(0, int)).tolist()
+    out = _labelled(out, numbers, label_text or {}, words)
     if "samples" in out:
-        out = out.assign_coords(draw_label=("draw", last.arrays["sample_label"]))
+        drawn = last.arrays["sample_label"]
+        if words is not None:
+            known = dict(zip(numbers, out.coords["label_token"].values.tolist(), strict=True))
+            drawn = np.array([known[n] for n in drawn.tolist()])
+        out = out.assign_coords(draw_label=("draw", drawn))
         out["samples"].attrs |= {"flat": 1, "colour": "draw_label", "centres": "class_means"}
     if "classifier_rows" in out:
         out["class_means"].attrs["rays"] = "classifier_rows"
+    return out
+
+
+def _labelled(
+    out: xr.Dataset,
+    numbers: list[int],
+    label_text: Mapping[int, str],
+    words: Callable[[list[int]], list[str]] | None,
+) -> xr.Dataset:
+    """Classes by their words where they have some, else by number, tokens' texts beside."""
+    labels: list[Any] = [str(label_text.get(i, i)) for i in numbers] if label_text else numbers
+    for dim in ("label", "label_b"):
+        if dim not in out.dims:
+            continue
+        out = out.assign_coords({dim: labels})
+        if words is not None:
+            texts = [t.replace("\0", "\u2400") for t in words(numbers)]
+            out = out.assign_coords({f"{dim}_token": (dim, texts)})
     return out
 
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import json
+import os
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -209,6 +212,23 @@ def test_marked_tokens_alone_are_counted():
         run(Collapse(), model, interp.Texts(((3,),)))
 
 
+def test_next_tokens_are_shown_as_words_the_most_frequent_first():
+    model = interp.load_model("zoo:ioi")
+    result = run(Collapse(), model, interp.load_task("ioi:n=40,seed=0", model))
+    data = result.data
+    sizes, words = data["class_size"].values, data["label_token"].values.tolist()
+    assert (np.diff(sizes) <= 0).all() and sizes.min() > 0 and 10 < len(sizes) <= 40
+    assert words == model.tokenizer.texts(data["label"].values.tolist())
+    assert set(data["draw_label"].values.tolist()) <= set(words)
+    for name in ("gram", "gram_target", "gram_weight"):
+        assert float((data[name] ** 2).sum()) == pytest.approx(1)
+    result.save(folder := Path(os.environ["INTERP_HOME"]) / "words")
+    figures = interp.load_result(folder).figures()
+    ticks = figures["class_size"].layout.xaxis.ticktext
+    assert len(set(ticks)) > 10 and set(ticks) <= set(words)
+    assert set(figures["gram"].layout.xaxis.ticktext) >= set(ticks[:3])
+
+
 # --------------------------------------------------------------------------------- recorder
 
 
@@ -265,6 +285,28 @@ def test_rows_along_epochs_are_those_of_the_network_at_that_time():
     figures = interp.figures_of(data)
     assert figures["nc1"].layout.meta["kind"] == "curve"
     assert figures["class_means"].layout.meta["kind"] == "points"
+
+
+def test_the_epoch_that_is_drawn_can_be_chosen(collapsed):
+    model, task = collapsed
+    refs = ("zoo:digits-collapse@0", "zoo:digits-collapse@100", "zoo:digits-collapse@1500")
+    spec = Collapse(checkpoints=refs, quantities=("nc1",))
+    last, middle = (
+        run(s, model, task).data for s in (spec, spec.model_copy(update={"geometry_at": 100.0}))
+    )
+    alone = run(Collapse(quantities=("nc1",)), interp.load_model(refs[1]), task).data
+    for name in ("gram", "class_means", "mean_length"):
+        assert np.array_equal(middle[name], alone[name]), name
+        assert np.abs(middle[name] - last[name]).max() > 1e-3, name
+        assert middle[name].attrs["long_name"].endswith("epoch 100")
+    assert (middle["nc1"].values == last["nc1"].values).all()
+    with pytest.raises(UsageError, match="one of the epochs 0, 100, 1500"):
+        run(spec.model_copy(update={"geometry_at": 7.0}), model, task)
+    net, recorder, _ = trained(True)
+    recorder.spec = Collapse(geometry_at=2)
+    early = recorder.dataset()
+    recorder.spec = Collapse()
+    assert float(np.abs(early["gram"] - recorder.dataset()["gram"]).max()) > 1e-4
 
 
 def test_a_run_taken_up_again_keeps_its_rows():
@@ -350,38 +392,99 @@ def test_a_folder_of_checkpoints_is_a_run(tmp_path, collapsed):
         interp.load_model(refs[0])
 
 
-TABLE = {1: {"nc1": 0.00486, "nc2_w_of": 0.082, "nc2_h_of": 0.081, "nc3_of": 0.0068},
-         3: {"nc1": 0.0027, "nc2_w_of": 0.062, "nc2_h_of": 0.069, "nc3_of": 0.024}}  # fmt: skip
+QUANTITIES = ("nc1", "nc2_w_of", "nc2_h_of", "nc3_of", "nc2_w", "nc3")
+EPOCHS = (50, 300, 1500)
+HEADS = {
+    "one map": ({"head": 1}, (0.997, 1, 1), {
+        "nc1": (0.0717, 0.00486, 7.3e-4), "nc2_w_of": (0.220, 0.082, 0.051),
+        "nc2_h_of": (0.223, 0.081, 0.050), "nc3_of": (0.053, 0.0068, 6.8e-4)}),
+    "three maps": ({"head": 3, "head_width": 128}, (1, 1, 1), {
+        "nc1": (0.0383, 0.0027, 4.3e-4), "nc2_w_of": (0.163, 0.062, 0.018),
+        "nc2_h_of": (0.291, 0.069, 0.018), "nc3_of": (0.029, 0.024, 1.7e-4)}),
+    "one map, bias": ({"head": 1, "bias": True}, (0.997, 1, 1), {
+        "nc1": (0.0719, 0.0049, 7.5e-4), "nc2_w": (0.391, 0.225, 0.148),
+        "nc3": (0.032, 0.011, 0.0010)}),
+}  # fmt: skip
+"""Heads without and with a bias: accuracy and metrics after 50, 300 and 1,500 steps.
+
+The table was taken with decay on the head alone (free features) and batch norm on the training
+batch's own statistics; with running averages, ten steps behind, NC2 and NC3 at 50 steps are up to
+twice as large.
+"""
+
+
+def settled(net):
+    """A copy whose batch norms hold the statistics of the whole training set."""
+    net, (x, _) = copy.deepcopy(net), digits_collapse.data()
+    for part in net.modules():
+        if isinstance(part, nn.BatchNorm1d):
+            part.momentum = 1.0
+    net.train()
+    with torch.no_grad():
+        net(x)
+    return net.eval()
+
+
+def watched(name, stop):
+    """Accuracy and metrics of one head at the table's epochs up to ``stop``."""
+    plan = digits_collapse.Plan(**HEADS[name][0], lambda_body=0.0)
+    x, y = digits_collapse.data()
+    spec, rows = Collapse(quantities=QUANTITIES), []
+
+    def each(epoch, net):
+        if epoch in EPOCHS:
+            net = settled(net)
+            recorder = CollapseRecorder(spec, net, (x, y))
+            recorder.step(epoch)
+            found = recorder.dataset().isel(epoch=-1)
+            values = {
+                q: float(found[q].isel(layer=-1) if "layer" in found[q].dims else found[q])
+                for q in QUANTITIES
+            }
+            rows.append((digits_collapse.accuracy(net, x, y), values))
+
+    digits_collapse.train(plan, each, stop=stop)
+    return rows
 
 
 @pytest.fixture(scope="module")
 def runs():
-    """Two heads after 300 of 1,500 steps, as in the table."""
-    found = {}
-    x, y = digits_collapse.data()
-    for depth in TABLE:
-        plan = digits_collapse.Plan(head=depth, head_width=128)
-        net = digits_collapse.train(plan, stop=300)
-        recorder = CollapseRecorder(Collapse(quantities=tuple(TABLE[1])), net, (x, y))
-        recorder.step(300)
-        found[depth] = (digits_collapse.accuracy(net, x, y), recorder.dataset())
-    return found
+    """Every head after 50 and 300 of 1,500 steps."""
+    return {name: watched(name, 300) for name in HEADS}
 
 
-@pytest.mark.parametrize("depth", TABLE)
-def test_training_reaches_the_table_within_a_factor_of_two(runs, depth):
-    right, data = runs[depth]
-    assert right == 1
-    for name, wanted in TABLE[depth].items():
-        value = data[name].isel(epoch=-1)
-        value = float(value.isel(layer=-1) if "layer" in value.dims else value)
-        assert wanted / 2.2 < value < 2.2 * wanted, (name, value)
+def is_the_table(rows, name):
+    _, accuracy, table = HEADS[name]
+    for k, (right, found) in enumerate(rows):
+        assert right == pytest.approx(accuracy[k], abs=1.1e-3), EPOCHS[k]
+        for q, wanted in table.items():
+            # after 50 steps two machines still agree; later the optimiser's noise has grown
+            band = 1.1 if k == 0 else 2
+            assert wanted[k] / band < found[q] < wanted[k] * band, (EPOCHS[k], q, found[q])
 
 
-def test_a_deeper_linear_head_is_nearer_to_the_frame(runs):
-    one, three = (runs[d][1] for d in (1, 3))
-    assert float(three["nc1"][-1, -1]) < float(one["nc1"][-1, -1])
-    assert float(three["nc2_w_of"][-1]) < float(one["nc2_w_of"][-1])
+@pytest.mark.parametrize("name", HEADS)
+def test_training_follows_the_table(runs, name):
+    assert len(runs[name]) == 2
+    is_the_table(runs[name], name)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", HEADS)
+def test_training_ends_where_the_table_ends(name):
+    rows = watched(name, None)
+    assert len(rows) == 3
+    is_the_table(rows, name)
+
+
+def test_the_table_is_ordered_as_the_theory_says(runs):
+    """Everything falls with training; depth sharpens NC2; a bias leads to the other frame."""
+    for name, (_, _, table) in HEADS.items():
+        (_, early), (_, late) = runs[name]
+        assert all(late[q] < early[q] for q in table if q != "nc3_of"), name
+    one, three, biased = (runs[name][-1][1] for name in HEADS)
+    assert three["nc1"] < one["nc1"] and three["nc2_w_of"] < one["nc2_w_of"]
+    assert biased["nc2_w"] < 0.8 * one["nc2_w"] and one["nc2_w_of"] < 0.7 * biased["nc2_w_of"]
 
 
 def test_balanced_digits_are_balanced_and_imbalance_is_what_was_asked(collapsed):
