@@ -1,5 +1,6 @@
 """Floor 2: the only room that knows batch, chunk, device, dtype and no_grad."""
 
+from interp.engine.dictionaries import feature_cells, feature_values
 from interp.engine.edges import all_edges
 from interp.engine.metrics import METRICS, Metric, metric_named
 from interp.engine.plain import plain_metrics, plain_source, read_values
@@ -26,6 +27,8 @@ __all__ = [
     "all_edges",
     "answers",
     "estimate",
+    "feature_cells",
+    "feature_values",
     "head_writing",
     "likeliest",
     "metric_named",

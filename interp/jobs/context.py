@@ -145,6 +145,12 @@ class JobContext(LocalContext):
         """Open a model, if this worker may."""
         return super().model(allowed_model(ref, self.roots))
 
+    def dictionary(self, ref: str) -> Any:
+        """Open a dictionary that ships or lies in one of the worker's folders."""
+        from interp.models import load_dictionary
+
+        return load_dictionary(ref, roots=self.roots)
+
     def result(self, ref: str) -> Any:
         """Open a stored run by its id; a worker opens none by path."""
         from interp.results import stored_result

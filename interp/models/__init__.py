@@ -9,6 +9,8 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from interp.models.dictionaries import Dictionary as Dictionary
+    from interp.models.dictionaries import load_dictionary as load_dictionary
     from interp.models.doctor import doctor as doctor
     from interp.models.opening import load_model as load_model
     from interp.models.registry import MODELS as MODELS
@@ -19,6 +21,8 @@ if TYPE_CHECKING:
 
 PAGE = {
     "load_model": "opening",
+    "load_dictionary": "dictionaries",
+    "Dictionary": "dictionaries",
     "doctor": "doctor",
     "MODELS": "registry",
     "Card": "registry",

@@ -110,6 +110,12 @@ class LocalContext:
             )
         return stored_result(self.store, ref)
 
+    def dictionary(self, ref: str) -> Any:
+        """Open a dictionary: ``zoo:NAME`` or a folder."""
+        from interp.models import load_dictionary
+
+        return load_dictionary(ref)
+
     def close(self) -> None:
         """Take the bar away."""
         if self._bar is not None:
@@ -130,6 +136,7 @@ class Recorder:
         self.checks: list[Check] = []
         self.facts: dict[str, Any] = chunks.facts() if chunks is not None else {}
         self.latest: Callable[[], xr.Dataset] | None = None
+        self.results: list[Any] = []
         self.done = self.total = 0.0
 
     def advance(self, done: float, total: float) -> None:
@@ -171,8 +178,15 @@ class Recorder:
         return self._inner.model(ref)
 
     def result(self, ref: str) -> Any:
-        """As the inner context's."""
-        return self._inner.result(ref)
+        """As the inner context's; kept, since a result about results speaks of their prompts."""
+        self.results.append(self._inner.result(ref))
+        return self.results[-1]
+
+    def dictionary(self, ref: str) -> Any:
+        """As the inner context's; which weights it held goes to the provenance."""
+        found = self._inner.dictionary(ref)
+        self.note("dictionary", {"ref": str(ref), "weight_hash": found.weight_hash})
+        return found
 
 
 class Bar:

@@ -66,6 +66,10 @@ class Context(Protocol):
         """Open a stored result that a field of the spec names."""
         ...
 
+    def dictionary(self, ref: str) -> Any:
+        """Open a sparse autoencoder that a field of the spec names."""
+        ...
+
 
 class Method(BaseModel):
     """The parent of every method: a frozen pydantic model whose fields are its whole interface.
