@@ -1,10 +1,11 @@
 """Attribution patching beside other tools: ``python -m benchmarks.attribution [--quick] [--json]``.
 
-GPT-2-small's shape with random weights, eight pairs of random tokens, the estimate of every
-embedding, head and MLP at every position: the nodes that TransformerLens's ``attribution_patch``
-scores. Rivals: that function, and a plain Hugging Face loop with hooks that batches all pairs. All
-must agree with the loop in float64 before a time is compared. RelP and ``interp.run`` with its
-statistics and trust panel are timed too; RelP's answers are its own, so no ratio is stated.
+GPT-2-small's shape with random weights, eight pairs of random tokens (20 tokens that all differ; 16
+of which the first 10 are shared, as in a template), the estimate of every embedding, head and MLP
+at every position: the nodes that TransformerLens's ``attribution_patch`` scores. Rivals: that
+function, and a plain Hugging Face loop with hooks that batches all pairs. All must agree with the
+loop in float64 before a time is compared. RelP is timed too; its answers are its own, so no ratio
+is stated. ``interp.run`` with its statistics and trust panel is timed once.
 """
 
 from __future__ import annotations
@@ -207,14 +208,16 @@ def judge(found: Scores, wanted: Scores, dtype: str, depth: int) -> tuple[float,
     return max(errors), max(errors) <= TOLERANCE.get(dtype, np.inf) * depth and content
 
 
-def measure(args: argparse.Namespace, say: Callable[[str], None]) -> dict[str, Any]:
+def measure(
+    args: argparse.Namespace, tokens: int, shared: int, say: Callable[[str], None]
+) -> dict[str, Any]:
     """Time every contender on one problem."""
-    problem = make_problem(args, args.tokens, 0)
+    problem = make_problem(args, tokens, shared)
     device = problem.clean.device
     contenders: dict[str, Any] = {}
     for made in (
         Interp(problem, args.backend, "none"), TransformerLens(problem), Hooks(problem),
-        Interp(problem, args.backend, "relp"), Run(problem, args.backend),
+        Interp(problem, args.backend, "relp"), *([] if shared else [Run(problem, args.backend)]),
     ):  # fmt: skip
         contenders[made.name] = made
     wanted, depth = reference(problem), problem.model.config.n_layer
@@ -223,11 +226,14 @@ def measure(args: argparse.Namespace, say: Callable[[str], None]) -> dict[str, A
         kept: list[Scores] = []
         memory = peak_bytes(lambda call=call, kept=kept: kept.append(call()), device)
         error, agrees = judge(kept[0], wanted, args.dtype, depth)
+        whole = isinstance(call, Run)
         rows[name] = {"name": name, "error": error, "agrees": agrees, "peak_bytes": memory,
-                      "flops": flops_of(call)}  # fmt: skip
+                      "flops": None if whole else flops_of(call)}  # fmt: skip
         say(f"{name}: error {error:.1e} of the spread, agrees: {agrees}")
-    work = {name: (call, 1.0) for name, call in contenders.items()}
-    for name, timing in interleave(work, args.rounds, device, say).items():
+    work = {n: (c, 1.0) for n, c in contenders.items() if not isinstance(c, Run)}
+    once = {n: (c, 1.0) for n, c in contenders.items() if isinstance(c, Run)}
+    timings = interleave(work, args.rounds, device, say) | interleave(once, 1, device, say)
+    for name, timing in timings.items():
         rows[name] |= {"seconds": timing.median, "best": timing.best,
                        "cpu_seconds": timing.cpu_median, "rounds": timing.wall}  # fmt: skip
     lens = rows[TransformerLens.name]
@@ -239,7 +245,7 @@ def measure(args: argparse.Namespace, say: Callable[[str], None]) -> dict[str, A
             fair = other is not None and row["agrees"] and other["agrees"]
             row[key] = other["seconds"] / row["seconds"] if fair and other else None
     nodes = int(sum(np.size(v) for v in wanted.values()))
-    return {"nodes": nodes, "pairs": len(problem.clean), "tokens": problem.clean.shape[1],
+    return {"nodes": nodes, "pairs": len(problem.clean), "tokens": tokens, "shared": shared,
             "dtype": args.dtype, "rows": list(rows.values())}  # fmt: skip
 
 
@@ -255,13 +261,14 @@ def show(found: dict[str, Any]) -> str:
         [r["name"], f"{r['seconds']:.2f}, {r['best']:.2f}", f"{r['cpu_seconds']:.1f}",
          ratio(r["times_faster_than_transformer_lens"]),
          ratio(r["times_faster_than_fastest_rival"]),
-         f"{r['flops'] / 1e12:.3f}", f"{r['peak_bytes'] / 2**20:.0f} MiB",
+         "–" if r["flops"] is None else f"{r['flops'] / 1e12:.3f}",
+         f"{r['peak_bytes'] / 2**20:.0f} MiB",
          f"{r['error']:.0e}" + ("" if r["agrees"] else " other answers")]
         for r in found["rows"]
     ]  # fmt: skip
     title = (
         f"{found['nodes']} nodes (embeddings, heads and MLPs at every position), {found['pairs']} "
-        f"pairs × {found['tokens']} tokens, {found['dtype']}"
+        f"pairs × {found['tokens']} tokens ({found['shared']} shared), {found['dtype']}"
     )
     return f"### {title}\n\n{table(head, body)}"
 
@@ -271,7 +278,15 @@ def parser() -> argparse.ArgumentParser:
     out = argparse.ArgumentParser(prog="interp bench attribution", description=__doc__)
     out.add_argument("--shape", choices=SHAPES, default="gpt2")
     out.add_argument("--pairs", type=int, default=8)
-    out.add_argument("--tokens", type=int, default=20)
+    out.add_argument("--tokens", type=int, default=20, help="of pairs that differ everywhere")
+    out.add_argument(
+        "--similar",
+        type=int,
+        nargs=2,
+        default=(16, 10),
+        metavar=("T", "SHARED"),
+        help="tokens of pairs that share a beginning, and how many they share",
+    )
     out.add_argument("--rounds", type=int, default=3)
     out.add_argument("--threads", type=int, default=2)
     out.add_argument("--dtype", choices=("float32", "float64"), default="float32")
@@ -298,10 +313,10 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
         print(text, file=sys.stderr, flush=True)
 
     with quiet():
-        data |= measure(args, say)
-    text = "\n\n".join(
-        [f"# Attribution, {args.shape} shape", describe(data["machine"]), show(data)]
-    )
+        sizes = ((args.tokens, 0), tuple(args.similar))
+        data["problems"] = [measure(args, *size, say) for size in sizes]
+    tables = [show(found) for found in data["problems"]]
+    text = "\n\n".join([f"# Attribution, {args.shape} shape", describe(data["machine"]), *tables])
     path = write(f"attribution-{args.shape}-{device.type}-{args.dtype}", data, text, args.out)
     say(f"written: {path}")
     print(json.dumps(data, default=str) if args.json else text)

@@ -7,12 +7,14 @@ from interp.engine.gradients.facts import (
     frozen_effect,
     small_patch_slope,
 )
-from interp.engine.gradients.nodes import Attribution, attribute, check_gradient
+from interp.engine.gradients.modules import integrate_modules
+from interp.engine.gradients.nodes import attribute, check_gradient
 from interp.engine.gradients.own import own_estimates
 from interp.engine.gradients.passes import KINDS, LayerPass
 from interp.engine.gradients.paths import integrate, quadrature
 from interp.engine.gradients.relevance import relevance
 from interp.engine.gradients.ruleset import PRESETS, RuleSet, rule_set
+from interp.engine.gradients.wishes import Attribution
 
 __all__ = [
     "KINDS",
@@ -28,6 +30,7 @@ __all__ = [
     "first_prompts",
     "frozen_effect",
     "integrate",
+    "integrate_modules",
     "own_estimates",
     "quadrature",
     "record",

@@ -75,6 +75,7 @@ def straight_norm(
     *,
     centred: bool,
     mean: str = "linear",
+    tap: Tensor | None = None,
 ) -> Tensor:
     """A norm whose divisor does not answer: ``(x - mean x) / scale · gain + bias``.
 
@@ -85,10 +86,13 @@ def straight_norm(
         bias: see ``gain``.
         centred: whether the mean is taken off (layer norm).
         mean: ``"linear"`` (the mean follows x) or ``"frozen"`` (a constant).
+        tap: t, zero, where a frozen mean stands as mean·(1 + t), to be differentiated by.
     """
     if centred:
         centre = x.mean(-1, keepdim=True)
-        x = x - (centre.detach() if mean == "frozen" else centre)
+        if mean == "frozen":
+            centre = centre.detach() if tap is None else centre.detach() * (1 + tap)
+        x = x - centre
     y = x / scale.detach()[..., None].to(x.dtype)
     y = y if gain is None else y * gain
     return y if bias is None else y + bias

@@ -10,83 +10,24 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from interp.engine.buckets import Bucket, buckets_of
 from interp.engine.gradients.active import blocks_of
+from interp.engine.gradients.batch import Batch
 from interp.engine.gradients.own import estimates_by_own_graph
-from interp.engine.gradients.passes import LayerPass
-from interp.engine.gradients.softmax import fixed
-from interp.engine.metrics import Metric, check_metric, metric_named, targets_of
-from interp.terms import (
-    KINDS,
-    CapabilityError,
-    Context,
-    HookedModel,
-    PromptPairs,
-    UsageError,
-)
+from interp.engine.gradients.wishes import Attribution, Wish, layered
+from interp.engine.metrics import Metric, check_metric, metric_named
+from interp.terms import CapabilityError, Context, HookedModel, PromptPairs, UsageError
+
+if TYPE_CHECKING:
+    from interp.models.dictionaries import Dictionary
 
 TOKENS = 4096
 """Tokens of one batch at most, so that progress moves."""
-
-PASSED = ("resid_pre", "resid_mid")
-"""Kinds of a layer that a gradient still reaches when its sublayers are blocked."""
-
-
-@dataclass(eq=False)
-class Attribution:
-    """Estimates of all nodes.
-
-    Args:
-        values: kind -> ``[prompt, layer, position]``, with ``head``, ``kv_head`` or ``neuron``
-            last where the kind has it; without ``layer`` for ``embed``. NaN behind a prompt's end
-            and where a position has no counterpart in the source run.
-        base: metric of the base run ``[prompt]``; source: of the source run.
-        passes: forward and backward passes of the whole model, per prompt.
-        streamed: batches whose layers were computed anew on the way back.
-    """
-
-    values: dict[str, np.ndarray]
-    base: np.ndarray
-    source: np.ndarray
-    passes: dict[str, int] = field(default_factory=dict)
-    streamed: int = 0
-
-
-@dataclass(frozen=True)
-class Wish:
-    """What is asked of a pass.
-
-    Args:
-        kinds: sites.
-        metric: what is differentiated.
-        direction: ``"denoising"`` or ``"noising"``.
-        at: where the metric is read.
-        qk_fix: queries and keys by the softmax's own change.
-        grad_drop: mean over layers λ of the size of each estimate with its sublayers blocked.
-        steps: points on the path of embeddings that gradients are averaged over, in (0, 1);
-            empty for the base run alone.
-    """
-
-    kinds: tuple[str, ...]
-    metric: Metric
-    direction: str
-    at: int | str = "last"
-    qk_fix: bool = False
-    grad_drop: bool = False
-    steps: tuple[float, ...] = ()
-
-    @property
-    def taken(self) -> set[str]:
-        """Kinds that the base run must take."""
-        more = {"q", "k", "v", "z"} if self.qk_fix and set(self.kinds) & {"q", "k"} else set()
-        return set(self.kinds) | more
 
 
 def attribute(
@@ -101,6 +42,8 @@ def attribute(
     qk_fix: bool = False,
     grad_drop: bool = False,
     steps: Sequence[float] = (),
+    keys: bool = False,
+    dictionary: Dictionary | None = None,
 ) -> Attribution:
     """Estimate the effect of patching every node of these kinds; see this file's head.
 
@@ -115,6 +58,8 @@ def attribute(
         qk_fix: see ``Wish``; likewise ``grad_drop`` and ``steps``.
         grad_drop: see ``Wish``.
         steps: see ``Wish``.
+        keys: see ``Wish``.
+        dictionary: see ``Wish``.
 
     Raises:
         UsageError: prompts of unequal length; a metric without a gradient there.
@@ -123,7 +68,9 @@ def attribute(
     chosen = metric_named(metric)
     check_gradient(chosen, pairs, direction)
     check_metric(chosen, pairs)
-    wish = Wish(tuple(kinds), chosen, direction, at, qk_fix, grad_drop, tuple(steps))
+    wish = Wish(
+        tuple(kinds), chosen, direction, at, qk_fix, grad_drop, tuple(steps), keys, dictionary
+    )
     _check_kinds(model, wish)
     out = empty_arrays(model, pairs, wish)
     batches = list(_batches(model, pairs, wish, context.memory))
@@ -181,10 +128,21 @@ def _check_kinds(model: HookedModel, wish: Wish) -> None:
             remedy="Use resid_pre, attn_out or mlp_out.",
         )
     driven = blocks_of(model) is not None
-    if not driven and (wish.qk_fix or wish.grad_drop or wish.steps):
+    parts = {"pattern", "feature"} & set(wish.kinds)
+    if not driven and (wish.qk_fix or wish.grad_drop or wish.steps or parts):
         raise CapabilityError(
-            "The QK fix, GradDrop and paths of embeddings need layers that the engine can drive.",
-            remedy="Use plain attribution on this model.",
+            "The QK fix, GradDrop, paths of embeddings, patterns and features need layers that the "
+            "engine can drive.",
+            remedy="Use plain attribution of other sites on this model.",
+        )
+    if wish.grad_drop and parts:
+        raise UsageError(
+            f"GradDrop ranks whole sites, not {' or '.join(sorted(parts))} entries.",
+            remedy="Use grad_drop=False.",
+        )
+    if ("feature" in wish.kinds) != (wish.dictionary is not None):
+        raise UsageError(
+            "Features belong to a dictionary.", remedy="Give site 'feature' and a dictionary."
         )
     if wish.grad_drop and model.shape.n_layers < 2:
         raise UsageError(
@@ -195,15 +153,9 @@ def _check_kinds(model: HookedModel, wish: Wish) -> None:
 
 def empty_arrays(model: HookedModel, pairs: PromptPairs, wish: Wish) -> Attribution:
     """Arrays of the right shape, NaN throughout."""
-    shape = model.shape
-    width = {"head": shape.n_heads, "kv_head": shape.n_kv_heads, "neuron": shape.d_mlp}
     tail = len(pairs.right[0]) - 1 if pairs.answer_form == "span" else 0
-    values = {}
-    for kind in wish.kinds:
-        spec = KINDS[kind]
-        dims = [len(pairs)] + [shape.n_layers] * spec.per_layer + [max(pairs.lengths) + tail]
-        dims += [width[d] for d in spec.dims[:1] if d in width]
-        values[kind] = np.full(dims, np.nan)
+    shapes = wish.shapes(model.shape, max(pairs.lengths) + tail)
+    values = {kind: np.full((len(pairs), *dims), np.nan) for kind, dims in shapes.items()}
     nothing = np.full(len(pairs), np.nan)
     return Attribution(values, nothing, nothing.copy())
 
@@ -211,7 +163,10 @@ def empty_arrays(model: HookedModel, pairs: PromptPairs, wish: Wish) -> Attribut
 def _keep(out: Attribution, bucket: Bucket, found: dict[str, np.ndarray]) -> None:
     out.base[bucket.rows], out.source[bucket.rows] = found["base"], found["source"]
     for kind, array in out.values.items():
-        if KINDS[kind].per_layer:
+        if kind == "pattern" and array.ndim == 5:
+            length = bucket.length
+            array[bucket.rows, :, :length, :, :length] = found[kind]
+        elif layered(kind):
             array[bucket.rows, :, : bucket.length] = found[kind]
         else:
             array[bucket.rows, : bucket.length] = found[kind]
@@ -239,6 +194,10 @@ def _batches(
         layer, whole = graph_bytes(model, bucket.length, item)
         s = model.shape
         stored = item * bucket.length * s.n_layers * s.d_model * (2 + 2 * len(wish.taken))
+        if "pattern" in wish.kinds:
+            stored += 32 * s.n_heads * bucket.length**2 * (s.n_layers if wish.keys else 1)
+        if wish.dictionary is not None:
+            stored += 4 * item * bucket.length * wish.dictionary.n_features
         keep = whole + stored <= 0.5 * limit or blocks is None
         each = stored + (whole if keep else layer)
         rows = int(max(1, min(0.5 * limit // max(each, 1), TOKENS // bucket.length or 1)))
@@ -253,158 +212,4 @@ def _measured(
     blocks = blocks_of(model)
     if blocks is None:
         return estimates_by_own_graph(model, pairs, bucket, wish.kinds, wish.metric)
-    return _Batch(blocks, model.shape.vocab, pairs, bucket, wish, keep).measured()
-
-
-# -- one batch, layer by layer --------------------------------------------------------------------
-
-
-class _Batch:
-    """Source run, base run, backward; estimates as the layers come by."""
-
-    def __init__(
-        self, blocks: Any, vocab: int, pairs: PromptPairs, bucket: Bucket, wish: Wish, keep: bool
-    ) -> None:
-        self.blocks, self.bucket, self.wish, self.keep = blocks, bucket, wish, keep
-        self.targets = targets_of(pairs, bucket.rows.tolist(), wish.metric, vocab, blocks.device)
-        self.found: dict[tuple[str, int], Tensor] = {}
-        self.aligned = bool((bucket.match == np.arange(bucket.length)).all())
-        self.match = torch.from_numpy(bucket.match).to(blocks.device)
-        # under a causal mask nothing differs before the first difference, but for rounding
-        self.same = torch.from_numpy(np.arange(bucket.length) < bucket.first[:, None]).to(
-            blocks.device
-        )
-
-    def measured(self) -> dict[str, np.ndarray]:
-        """Estimates of every kind, and the metric of both runs."""
-        bucket, wish = self.bucket, self.wish
-        kinds = set(wish.kinds) | ({"embed"} if wish.steps else set())
-        self.source = LayerPass(self.blocks, bucket.source, kinds).forward()
-        if wish.metric.clean:
-            logits = self.source.logits(bucket.at_source, None)
-            self.targets = dataclasses.replace(
-                self.targets, clean=torch.log_softmax(logits.detach(), -1)
-            )
-        source = self.source.score(wish.metric, self.targets, bucket.at_source)
-        base = self._run(None) if not wish.steps else self._along()
-        out = {"base": base, "source": source}
-        arrays = {k: v.double().cpu().numpy() for k, v in out.items()}
-        for kind in wish.kinds:
-            layers = sorted(n for k, n in self.found if k == kind)
-            parts = [self.found[kind, n] for n in layers]
-            value = parts[0] if layers == [-1] else torch.stack(parts, 1)
-            arrays[kind] = value.double().cpu().numpy()
-        return arrays
-
-    def _along(self) -> Tensor:
-        """Gradients averaged over runs whose embeddings stand between base and source."""
-        plain = LayerPass(self.blocks, self.bucket.base, {"embed", *self.wish.kinds}).forward()
-        step = self._move(self.source.values(-1)["embed"], plain.values(-1)["embed"])
-        with torch.no_grad():
-            start = self.blocks.embed(plain.tokens_N, plain.position_N)
-        self.fixed_base = plain
-        for alpha in self.wish.steps:
-            self._run(start + alpha * step.flatten(0, 1))
-        return plain.score(self.wish.metric, self.targets, self.bucket.at)
-
-    def _run(self, embed_ND: Tensor | None) -> Tensor:
-        wish = self.wish
-        base = LayerPass(
-            self.blocks, self.bucket.base, wish.taken, grad=True, keep_graph=self.keep
-        ).forward(embed_ND)
-        scores, g_ND, _ = base.pull(wish.metric, self.targets, self.bucket.at)
-        if not wish.grad_drop:
-            base.backward(g_ND, self._visit)
-            return scores
-        self.plain: dict[tuple[str, int], Tensor] = {}
-        self.into = self.plain
-        passed = base.backward(g_ND, self._visit, again=True)
-        self._drop(base, passed)
-        return scores
-
-    into: dict[tuple[str, int], Tensor] | None = None
-
-    def _visit(self, layer: int, taken: dict[str, tuple[Tensor, Tensor]]) -> None:
-        lent = self.source.values(layer)
-        into = self.found if self.into is None else self.into
-        share = 1 / (len(self.wish.steps) or 1)
-        better = self._fixed(layer, taken, lent)
-        for kind in self.wish.kinds:
-            if kind not in taken:
-                continue
-            value, gradient = taken[kind]
-            if self.wish.steps:
-                value = self.fixed_base.values(layer)[kind]
-            est = better.get(kind)
-            if est is None:
-                est = self._move(lent[kind], value) * gradient
-                est = est if kind == "mlp_post" else est.sum(-1)
-            est = self._still(est)
-            key = (kind, layer)
-            into[key] = into[key] + share * est if key in into else share * est
-
-    def _still(self, est: Tensor) -> Tensor:
-        """Zero where the two runs cannot differ."""
-        return est.masked_fill(self.same.view(*self.same.shape, *[1] * (est.ndim - 2)), 0.0)
-
-    def _fixed(
-        self, layer: int, taken: dict[str, tuple[Tensor, Tensor]], lent: dict[str, Tensor]
-    ) -> dict[str, Tensor]:
-        if not self.wish.qk_fix or layer < 0 or not {"q", "k"} & set(self.wish.kinds):
-            return {}
-        base = {k: taken[k][0] for k in ("q", "k", "v")}
-        moved = {k: self._at_base(lent[k]) for k in ("q", "k") if k in self.wish.kinds}
-        position = torch.arange(self.bucket.length, device=self.blocks.device)
-        found = fixed(self.blocks.layers[layer], base, moved, taken["z"][1], position)
-        if self.aligned:
-            return found
-        lost = (self.match < 0)[..., None]
-        return {k: v.masked_fill(lost, torch.nan) for k, v in found.items()}
-
-    def _at_base(self, lent: Tensor) -> Tensor:
-        """The source run's values at the base run's positions (anything where there is none)."""
-        if self.aligned:
-            return lent
-        rows = torch.arange(len(lent), device=lent.device)[:, None]
-        return lent[rows, self.match.clamp_min(0)]
-
-    def _move(self, lent: Tensor, value: Tensor) -> Tensor:
-        """``a_source - a_base``; NaN at positions without a counterpart."""
-        step = self._at_base(lent) - value
-        if self.aligned:
-            return step
-        lost = (self.match < 0).view(*self.match.shape, *[1] * (step.ndim - 2))
-        return step.masked_fill(lost, torch.nan)
-
-    def _drop(self, base: LayerPass, passed: list[Tensor]) -> None:
-        """GradDrop: the mean over blocked layers of the size of each estimate."""
-        count = len(passed)
-        total: dict[tuple[str, int], Tensor] = {}
-        for blocked in range(count):
-            self.into = {}
-            rows = passed[blocked].unflatten(0, (base.rows, base.length))
-            lent, own = self.source.values(blocked), base.values(blocked) if self.keep else {}
-            for kind in set(PASSED) & set(self.wish.kinds):
-                value = own[kind] if kind in own else self._again(base, blocked)[kind]
-                est = (self._move(lent[kind], value) * rows).sum(-1)
-                self.into[kind, blocked] = self._still(est)
-            if blocked:
-                base.backward(passed[blocked], self._visit, start=blocked - 1, again=True)
-            elif "embed" in self.wish.kinds:
-                assert base.embedding is not None
-                value = base.embedding.unflatten(0, (base.rows, base.length))
-                moved = self._move(self.source.values(-1)["embed"], value)
-                self.into["embed", -1] = self._still((moved * rows).sum(-1))
-            for key, plain in self.plain.items():
-                reached = key[1] > blocked or key == ("resid_post", blocked)
-                est = plain if reached else self.into.get(key)
-                if est is not None:
-                    total[key] = total.get(key, torch.zeros_like(est)) + est.abs()
-        self.found = {k: v / (count - 1) for k, v in total.items()}
-        for key, plain in self.plain.items():
-            self.found.setdefault(key, torch.zeros_like(plain))
-
-    @staticmethod
-    def _again(base: LayerPass, layer: int) -> dict[str, Tensor]:
-        _, values, _ = base._recalled(layer)
-        return {k: base._rows(v.detach()) for k, v in values.items()}
+    return Batch(blocks, model.shape.vocab, pairs, bucket, wish, keep).measured()

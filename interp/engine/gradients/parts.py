@@ -92,16 +92,29 @@ class NormPart(Part):
     def __init__(self, kind: str, where: str, honest: Any, mean: str) -> None:
         super().__init__(kind, where, honest)
         self.mean = mean
+        self.by_ratio = False
+        self.tap: Tensor | None = None
 
     def _form(self, x: Tensor, scale: Tensor) -> Tensor:
         norm: Any = self.honest
         return forms.straight_norm(
-            x, scale, norm.gain(), norm.bias, centred=norm.kind == "layer", mean=self.mean
+            x,
+            scale,
+            norm.gain(),
+            norm.bias,
+            centred=norm.kind == "layer",
+            mean=self.mean,
+            tap=self.tap,
         )
 
     def ruled(self, x: Tensor) -> Tensor:
-        """See ``Part``."""
-        return forms.stopped(self.honest(x), self._form(x, self.measured(x)))
+        """See ``Part``; ``by_ratio`` takes x·sg(f(x)/x), for norms that round in between."""
+        value, form = self.honest(x), self._form(x, self.measured(x))
+        if self.by_ratio:
+            at = x.detach()
+            slope = torch.where(at == 0, torch.zeros_like(at), value.detach() / at)
+            form = x * slope
+        return forms.stopped(value, form)
 
     def measured(self, x: Tensor) -> Tensor:
         """The divisor."""

@@ -12,6 +12,7 @@ D model width, F neurons.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -38,18 +39,66 @@ KINDS = (
 
 Take = Callable[[str, Tensor], Tensor]
 Visit = Callable[[int, dict[str, tuple[Tensor, Tensor]]], None]
+Join = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+Lent = list[tuple[Tensor, Tensor]]
+
+ENDING = ("z", "attn_out", "resid_mid", "mlp_post", "mlp_out", "resid_post")
+"""Kinds that stand behind a layer's keys and values."""
+
+
+@dataclass(frozen=True, eq=False)
+class Reach:
+    """The part of the prompts that a pass runs, where the rest is known or cannot matter.
+
+    Args:
+        first: first position it runs; keys and values before it are lent.
+        lent: keys and values ``[R, first, K, E]`` of each layer, as attention reads them.
+        ends: metric positions ``[R, at]``; behind the last layer's keys and values they alone go
+            on, since nothing else there leads to the metric. None for all.
+        lend: keys and values of so many first positions are kept for another pass.
+    """
+
+    first: int = 0
+    lent: Lent | None = None
+    ends: np.ndarray | None = None
+    lend: int = 0
+
+
+WHOLE = Reach()
 
 
 def layer_of(
-    block: Any, x_ND: Tensor, position_N: Tensor, position_T: Tensor, rows: int, take: Take
+    block: Any,
+    x_ND: Tensor,
+    position_N: Tensor,
+    position_T: Tensor,
+    rows: int,
+    take: Take,
+    *,
+    join: Join = lambda k, v: (k, v),
+    ends: tuple[Tensor, Tensor] | None = None,
 ) -> Tensor:
-    """Next residual of one layer; every site's value passes through ``take(kind, value)``."""
+    """Next residual of one layer; every site's value passes through ``take(kind, value)``.
+
+    Args:
+        block: the layer.
+        x_ND: residual of the packed prompts.
+        position_N: position of each; position_T: of one prompt's.
+        position_T: see ``position_N``.
+        rows: prompts.
+        take: sees each site.
+        join: keys and values of these positions to those that attention reads.
+        ends: packed index and positions ``[R, at]`` of the tokens that alone go on behind the
+            keys and values.
+    """
     x_ND = take("resid_pre", x_ND)
     q, k, v = block.project(x_ND)
     q, k, v = take("q", q), take("k", k), take("v", v)
     q, k = block.turned(q, k, position_N)
+    if ends is not None:
+        x_ND, q, position_T = x_ND[ends[0]], q[ends[0]], ends[1]
     q, k, v = (t.unflatten(0, (rows, -1)) for t in (q, k, v))
-    z_NHE = take("z", block.attend(q, k, v, position_T).flatten(0, 1))
+    z_NHE = take("z", block.attend(q, *join(k, v), position_T).flatten(0, 1))
     attn_ND = take("attn_out", block.add_attn(block.attn_sum(z_NHE)))
     read_ND = x_ND if block.parallel else take("resid_mid", x_ND + attn_ND)
     neurons_NF = take("mlp_post", block.neurons(read_ND))
@@ -69,6 +118,7 @@ class LayerPass:
         keep_graph: keep the graph of all layers; else each is computed anew on the way back.
         also: further tensors (biases) whose gradients are wanted, by layer; -1 for behind the
             last one.
+        reach: the part of the prompts that is run (default all).
     """
 
     def __init__(
@@ -80,14 +130,23 @@ class LayerPass:
         grad: bool = False,
         keep_graph: bool = True,
         also: dict[int, dict[str, Tensor]] | None = None,
+        reach: Reach = WHOLE,
     ) -> None:
-        self.blocks, self.kinds = blocks, frozenset(kinds)
+        self.blocks, self.kinds, self.reach = blocks, frozenset(kinds), reach
         self.grad, self.keep_graph, self.also = grad, keep_graph, also or {}
+        tokens = tokens[:, reach.first :]
         self.rows, self.length = tokens.shape
         index = torch.from_numpy(np.ascontiguousarray(tokens, dtype=np.int64)).to(blocks.device)
         self.tokens_N = index.flatten()
-        self.position_T = torch.arange(self.length, device=blocks.device)
+        stop = reach.first + self.length
+        self.position_T = torch.arange(reach.first, stop, device=blocks.device)
         self.position_N = self.position_T.repeat(self.rows)
+        self.kept: Lent = []
+        self.ends: tuple[Tensor, Tensor] | None = None
+        if reach.ends is not None:
+            at = torch.from_numpy(reach.ends).to(blocks.device)
+            row = torch.arange(self.rows, device=blocks.device)[:, None]
+            self.ends = (row * self.length + at - reach.first).flatten(), at
         self.inputs: list[Tensor] = []
         self.taken: list[dict[str, Tensor]] = []
         self.outputs: list[Tensor] = []
@@ -99,17 +158,17 @@ class LayerPass:
         with torch.no_grad():
             x = blocks.embed(self.tokens_N, self.position_N) if embed_ND is None else embed_ND
             self.embedding = blocks.token_embed(self.tokens_N) if "embed" in self.kinds else None
-        for block in blocks.layers:
-            x = self._piece(block, x)
+        for layer in range(len(blocks.layers)):
+            x = self._piece(layer, x)
         self.resid_ND = x
         return self
 
-    def _piece(self, block: Block, x: Tensor) -> Tensor:
+    def _piece(self, layer: int, x: Tensor) -> Tensor:
         with torch.enable_grad() if self.grad and self.keep_graph else torch.no_grad():
             x = x.detach()
             if self.grad and self.keep_graph:
                 x.requires_grad_()
-            values, out = self._run(block, x)
+            values, out = self._run(layer, x)
         if self.grad:
             self.inputs.append(x)
         if self.grad and not self.keep_graph:
@@ -118,9 +177,11 @@ class LayerPass:
         self.outputs.append(out if self.grad else x.new_empty(0))
         return out.detach()
 
-    def _run(self, block: Block, x: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+    def _run(self, layer: int, x: Tensor) -> tuple[dict[str, Tensor], Tensor]:
         values: dict[str, Tensor] = {}
         free = not torch.is_grad_enabled()
+        block: Block = self.blocks.layers[layer]
+        last = layer == len(self.blocks.layers) - 1
 
         def take(kind: str, value: Tensor) -> Tensor:
             if kind in self.kinds:
@@ -128,7 +189,40 @@ class LayerPass:
                 values[kind] = value.clone() if free and kind in ("q", "k", "mlp_post") else value
             return value
 
-        return values, layer_of(block, x, self.position_N, self.position_T, self.rows, take)
+        def join(k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+            if self.reach.lend:
+                self.kept.append((k[:, : self.reach.lend].clone(), v[:, : self.reach.lend].clone()))
+            if self.reach.lent is None:
+                return k, v
+            k_lent, v_lent = self.reach.lent[layer]
+            return torch.cat([k_lent, k], 1), torch.cat([v_lent, v], 1)
+
+        out = layer_of(
+            block,
+            x,
+            self.position_N,
+            self.position_T,
+            self.rows,
+            take,
+            join=join,
+            ends=self.ends if last else None,
+        )
+        return values, out
+
+    def whole(self, kind: str, layer: int, values: Tensor) -> Tensor:
+        """Values ``[R, position it runs, …]`` on all positions, 0 where nothing was run."""
+        first, at = self.reach.first, self.reach.ends
+        last = layer == len(self.blocks.layers) - 1
+        if not first and (at is None or not last or kind not in ENDING):
+            return values
+        shape = (values.shape[0], first + self.length, *values.shape[2:])
+        out = values.new_zeros(shape)
+        if at is not None and last and kind in ENDING:
+            rows = torch.arange(len(out), device=out.device)[:, None]
+            out[rows, torch.from_numpy(at).to(out.device)] = values
+        else:
+            out[:, first:] = values
+        return out
 
     def values(self, layer: int) -> dict[str, Tensor]:
         """Taken values of a layer, ``[prompt, position, *site dims]``; -1 has the embedding."""
@@ -137,7 +231,7 @@ class LayerPass:
         return {k: self._rows(v.detach()) for k, v in self.taken[layer].items()}
 
     def _rows(self, x_N: Tensor) -> Tensor:
-        return x_N.unflatten(0, (self.rows, self.length))
+        return x_N.unflatten(0, (self.rows, -1))
 
     # -- the metric -----------------------------------------------------------------------------
 
@@ -147,7 +241,7 @@ class LayerPass:
         """Logits ``[prompt, at, vocab or column]`` of a last residual (default this run's)."""
         resid_ND = self.resid_ND if resid_ND is None else resid_ND
         assert resid_ND is not None
-        places = torch.from_numpy(at).to(resid_ND.device)
+        places = torch.from_numpy(at - self.reach.first).to(resid_ND.device)
         rows = torch.arange(self.rows, device=resid_ND.device)[:, None]
         if getattr(self.blocks.final_norm, "lent", None) is not None:
             # a reference lends its divisors to whole runs
@@ -155,7 +249,8 @@ class LayerPass:
             return self._rows(whole if whole.dtype == torch.float64 else whole.float())[
                 rows, places
             ]
-        chosen = self._rows(resid_ND)[rows, places]
+        chosen = self._rows(resid_ND)
+        chosen = chosen if self.ends is not None else chosen[rows, places]
         logits = self.blocks.unembed(chosen.flatten(0, 1), columns)
         logits = logits if logits.dtype == torch.float64 else logits.float()
         return logits.unflatten(0, at.shape)
@@ -244,7 +339,7 @@ class LayerPass:
             return self.inputs[layer], self.taken[layer], self.outputs[layer]
         with torch.enable_grad():
             x = self.inputs[layer].detach().requires_grad_()
-            values, out = self._run(self.blocks.layers[layer], x)
+            values, out = self._run(layer, x)
         return x, values, out
 
     def _forget(self, layer: int) -> None:

@@ -13,8 +13,9 @@ from torch import Tensor
 
 from interp.engine.buckets import Bucket, buckets_of
 from interp.engine.gradients.active import blocks_of
-from interp.engine.gradients.nodes import Attribution, Wish, empty_arrays, graph_bytes
+from interp.engine.gradients.nodes import empty_arrays, graph_bytes
 from interp.engine.gradients.passes import LayerPass
+from interp.engine.gradients.wishes import Attribution, Wish
 from interp.engine.metrics import check_metric, metric_named, targets_of
 from interp.terms import CapabilityError, Context, HookedModel, PromptPairs, UsageError
 

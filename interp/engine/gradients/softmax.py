@@ -65,6 +65,36 @@ def _others(a: Tensor) -> Tensor:
     return torch.where(big, others, 1 - a)
 
 
+def pattern_estimates(
+    block: Any,
+    base: dict[str, Tensor],
+    source: dict[str, Tensor],
+    g_z_RTHE: Tensor,
+    v_RSKE: Tensor,
+    position_T: Tensor,
+) -> Tensor:
+    """Estimates of replacing each entry of a layer's pattern, ``(A'_ij - A_ij) g_ij [R,T,H,S]``.
+
+    Args:
+        block: the layer.
+        base: its q and k in the base run, before q/k-norms and rotary; source: the source run's.
+        source: see ``base``.
+        g_z_RTHE: gradient at z.
+        v_RSKE: values where the gradient was taken.
+        position_T: the positions.
+    """
+
+    def pattern(run: dict[str, Tensor]) -> Tensor:
+        rows = len(run["q"])
+        flat = (run[n].clone().flatten(0, 1) for n in ("q", "k"))
+        q, k = block.turned(*flat, position_T.repeat(rows))
+        return block.pattern(q.unflatten(0, (rows, -1)), k.unflatten(0, (rows, -1)), position_T)
+
+    with torch.no_grad():
+        change = pattern(source).double() - pattern(base).double()
+        return (change * pattern_gradient(g_z_RTHE, v_RSKE)).transpose(1, 2)
+
+
 def fixed(
     block: Any,
     base: dict[str, Tensor],
