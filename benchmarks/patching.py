@@ -355,6 +355,25 @@ def show(sweep: dict[str, Any]) -> str:
     return f"{title}\n\n{facts}\n\n{table(head, body)}"
 
 
+def page(shape: str, sweeps: Sequence[dict[str, Any]]) -> str:
+    """Sweeps as one Markdown page; the machine is told again where it changed."""
+    parts, last = [f"# Patching, {shape} shape"], ""
+    for sweep in sweeps:
+        told = describe(sweep["machine"])
+        parts += [show(sweep)] if told == last else [told, show(sweep)]
+        last = told
+    return "\n\n".join(parts)
+
+
+def keep(name: str, args: argparse.Namespace, sweeps: Sequence[dict[str, Any]]) -> Path:
+    """Write these sweeps beside those of earlier runs, whose like they replace."""
+    path = args.out / f"{name}.json"
+    there = json.loads(path.read_text(encoding="utf-8"))["sweeps"] if path.is_file() else []
+    known = {(s["case"], s["sweep"]): s for s in (*there, *sweeps)}
+    order = [known[c, k] for c in CASES for k in SWEEPS if (c, k) in known]
+    return write(name, {"sweeps": order}, page(args.shape, order), args.out)
+
+
 def parser() -> argparse.ArgumentParser:
     """The options."""
     out = argparse.ArgumentParser(prog="interp bench patching", description=__doc__)
@@ -393,7 +412,8 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     torch.set_num_threads(args.threads)
     torch.backends.cuda.matmul.allow_tf32 = False
     device = torch.device(args.device)
-    data: dict[str, Any] = {"machine": machine(device), "arguments": vars(args), "sweeps": []}
+    name = f"patching-{args.shape}-{device.type}-{args.dtype}"
+    data: dict[str, Any] = {"sweeps": []}
 
     def say(text: str) -> None:
         print(text, file=sys.stderr, flush=True)
@@ -404,16 +424,14 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
             rivals = {n: RIVALS[n](problem) for n in chosen(args.rivals, list(RIVALS))}
             ours = None if args.without_interp else Interp(problem, args.backend)
             for key in chosen(args.sweeps, list(SWEEPS)):
+                facts = {"machine": machine(device), "arguments": vars(args), "case": case}
                 sweep = run_sweep(args, problem, rivals, ours, key, say)
-                data["sweeps"].append({**sweep, "case": case})
+                data["sweeps"].append({**sweep, **facts})
+                path = keep(name, args, data["sweeps"])  # at once: a cut loses one sweep
             del problem, rivals, ours
             gc.collect()
-    blocks = [show(s) for s in data["sweeps"]]
-    text = "\n\n".join([f"# Patching, {args.shape} shape", describe(data["machine"]), *blocks])
-    name = f"patching-{args.shape}-{device.type}-{args.dtype}"
-    path = write(name, data, text, args.out)
     say(f"written: {path}")
-    print(json.dumps(data, default=str) if args.json else text)
+    print(json.dumps(data, default=str) if args.json else page(args.shape, data["sweeps"]))
     return data
 
 

@@ -10,7 +10,7 @@ import pytest
 
 torch = pytest.importorskip("torch", reason="the benchmarks run models")
 
-from benchmarks import attribution, patching, rivals, scaling, sweeps, timing  # noqa: E402
+from benchmarks import attribution, page, patching, rivals, scaling, sweeps, timing  # noqa: E402
 
 
 def problem(shape: str, tokens: int, shared: int, pairs: int = 2, **fields) -> rivals.Problem:
@@ -142,6 +142,25 @@ def test_the_quick_benchmark_runs_and_every_contender_agrees(tmp_path, capsys):
     assert {r["name"] for s in data["sweeps"] for r in s["rows"]} >= {"interp", "nnsight loop"}
     assert all(r["agrees"] for s in data["sweeps"] for r in s["rows"])
     assert "of matmul peak" in capsys.readouterr().out
+
+
+def test_the_performance_page_states_what_the_results_hold():
+    text = page.PAGE.read_text(encoding="utf-8")
+    assert set(page.BLOCKS) <= {m[2] for m in page.BLOCK.finditer(text)}
+    assert page.filled(text) == text
+
+
+def test_a_later_run_replaces_its_own_sweep_and_keeps_the_others(tmp_path):
+    def sweep(case, key, cells):
+        facts = {"machine": timing.machine(torch.device("cpu")), "pairs": 1, "tokens": 3}
+        rates = {"matmul_rate": 1e9, "ideal_flops": 1.0, "naive_flops": 2.0, "rows": []}
+        return {"case": case, "sweep": key, "cells": cells, "dtype": "float32", **facts, **rates}
+
+    args = argparse.Namespace(out=tmp_path, shape="gpt2")
+    patching.keep("x", args, [sweep("plain", "z", 1), sweep("shared", "z", 2)])
+    path = patching.keep("x", args, [sweep("plain", "z", 5), sweep("plain", "resid_pre", 3)])
+    assert [s["cells"] for s in json.loads(path.read_text())["sweeps"]] == [3, 5, 2]
+    assert path.with_suffix(".md").read_text().count("### ") == 3
 
 
 @pytest.mark.parametrize("made", ["Interp", "Run", "TransformerLens"])
