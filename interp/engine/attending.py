@@ -165,9 +165,7 @@ class Attention:
         new_MHS[self.lender.index(np.flatnonzero(kind == ZERO))] = 0
         for a in np.unique(np.asarray(edits.array)[kind == ARRAY]):
             which = np.flatnonzero((kind == ARRAY) & (np.asarray(edits.array) == a))
-            new_MHS[self.lender.index(which)] = self.lender.given(
-                a, prompt[which], position[which], new_MHS.shape[1:]
-            )
+            self._given(edits, a, which, new_MHS)
         for group in self.sources:
             which = np.flatnonzero((kind == SOURCE) & np.isin(prompt, group.prompts))
             if not len(which):
@@ -182,7 +180,26 @@ class Attention:
             lent = lent.gather(2, index)
             known = torch.from_numpy(match >= 0).to(lent.device)[:, None]
             new_MHS[self.lender.index(which)] = lent * known
+        added = np.asarray(edits.add)
+        if added.any():
+            mask = torch.from_numpy(added).to(new_MHS.device)[:, None, None]
+            new_MHS = torch.where(mask, present_MHS + new_MHS, new_MHS)
         return new_MHS
+
+    def _given(self, edits: TokenEdits, array: int, which: np.ndarray, new_MHS: Tensor) -> None:
+        """Write a given array, which has the axes that its edits leave open, into patterns."""
+        row, position = np.asarray(edits.row)[which], np.asarray(edits.position)[which]
+        head, key = np.asarray(edits.head)[which], np.asarray(edits.unit)[which]
+        index: list[Tensor] = [self.lender.index(which)]
+        shape = new_MHS.shape[1:]
+        if head[0] >= 0:
+            index.append(self.lender.index(head))
+            shape = shape[1:]
+            if key[0] >= 0:
+                index.append(self.lender.index(key))
+                shape = shape[1:]
+        given = self.lender.given(array, self.chunk.prompt[row], position, shape)
+        new_MHS[tuple(index)] = given
 
 
 def _taken(edits: TokenEdits, index: np.ndarray) -> TokenEdits:

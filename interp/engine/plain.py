@@ -209,8 +209,8 @@ def _each(
 def _arrays(edit: Edit, places: list[np.ndarray], bucket: Bucket) -> list[Edit]:
     site = edit.site
     array = torch.as_tensor(edit.with_)
-    dims = 1 if site.head is not None or len(site.spec.dims) == 1 else 2
-    dims = 0 if site.neuron is not None else dims
+    fixed = (site.head, site.neuron, site.feature, site.key)
+    dims = len(site.spec.dims) - sum(f is not None for f in fixed)
     if array.ndim < dims + 2:
         array = array.reshape(*[1] * (dims + 2 - array.ndim), *array.shape)
     rows = bucket.rows if array.shape[0] > 1 else np.zeros(len(bucket), dtype=np.int64)

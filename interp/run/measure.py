@@ -260,8 +260,15 @@ class Measurement:
             self.spec,
             json.loads(canonical(provenance)),
             tuple(checks),
-            with_vocabulary(tokens_of(self.task, self.model), data, self.model),
+            with_vocabulary(self._tokens(recorder), data, self.model),
         )
+
+    def _tokens(self, recorder: Recorder) -> dict[str, Any] | None:
+        """Texts of the task's tokens; without a task, of the one that all results read share."""
+        if self.task is not None:
+            return tokens_of(self.task, self.model)
+        tasks = {(r.spec.get("task") or {}).get("hash") for r in recorder.results}
+        return recorder.results[0].tokens if len(tasks) == 1 and None not in tasks else None
 
     def _provenance(self) -> dict[str, Any]:
         method, model, task = self.method, self.model, self.task

@@ -9,9 +9,10 @@ import pytest
 import torch
 
 from interp.methods import ActivationPatching
+from interp.methods.patching.values import derangement
 from interp.models import load_model
 from interp.terms import PromptPairs, UsageError, check_dataset
-from tests.checkpoints import hard_model
+from tests.checkpoints import FAMILY_NAMES, hard_model
 from tests.engine.driven import Remembering, pairs_for, telling_pairs
 from tests.twins import patching as twin
 
@@ -62,6 +63,60 @@ def test_patterns_by_head_by_query_and_by_entry(llama: Any, pairs: PromptPairs) 
     logits = twin.patched_pattern_logits(module, "llama", base, source, 3, 2, 6, n_heads=6, key=4)
     found = data["patched_metric"].sel(layer=3, head=2, query=6, key=4)
     np.testing.assert_allclose(found, score(logits, pairs), atol=2e-5)
+
+
+@pytest.mark.parametrize("family", FAMILY_NAMES)
+@pytest.mark.parametrize(
+    "knobs",
+    [
+        {"with_": "mean"},
+        {"with_": "resample"},
+        {"with_": "constant", "constant": (0.2,)},
+        {"with_": "zero"},
+        {"with_": "source", "mode": "add"},
+    ],
+    ids=lambda k: f"{k['with_']}{k.get('mode', '')}",
+)
+def test_patterns_take_every_value_that_the_twin_takes(family: str, knobs: dict[str, Any]) -> None:
+    module = hard_model(family).double()
+    module.set_attn_implementation("eager")
+    task = telling_pairs(module, n=3, length=7)
+    model = load_model(hard_model(family).double(), dtype="float64", verify=False)
+    fields: dict[str, Any] = {"site": "pattern", "n_boot": 0, "verify": 2, "layers": (1, 3)}
+    rows, _ = measure(ActivationPatching(axes="layer,head,query", **fields, **knobs), model, task)
+    heads = model.shape.n_heads
+    base, source = torch.tensor(task.corrupt), torch.tensor(task.clean)
+    lent = []
+    block = module.get_submodule(twin.PARTS[family]["layers"])[1]
+    name = {"gpt2": "attn", "gpt_neo": "attn.attention", "gpt_neox": "attention"}
+    part = block.get_submodule(name.get(family, "self_attn"))
+    handle = part.register_forward_hook(lambda _, __, out: lent.append(out[1].detach().double()))
+    with torch.no_grad():
+        module(source)
+    handle.remove()
+    order = derangement(3, 0)
+    row = {
+        "mean": lent[0].mean(0, keepdim=True).expand_as(lent[0]),
+        "resample": lent[0][torch.from_numpy(order)],
+        "constant": 0.2 * (lent[0] > 0).any(0, keepdim=True).expand_as(lent[0]).double(),
+        "zero": torch.zeros_like(lent[0]),
+        "source": lent[0],
+    }[knobs["with_"]][:, 2, 6]
+    logits = twin.patched_pattern_logits(
+        module,
+        family,
+        base,
+        source,
+        1,
+        2,
+        6,
+        n_heads=heads,
+        row=row,
+        add=knobs.get("mode") == "add",
+    )
+    found = rows["patched_metric"].sel(layer=1, head=2, query=6)
+    np.testing.assert_allclose(found, score(logits, task), atol=2e-5)  # eager rows are float32
+    assert np.abs(found - rows["metric_base"]).max() > 1e-3
 
 
 def test_neurons_are_chosen_by_attribution_and_measured_exactly(
@@ -152,7 +207,14 @@ def test_a_mean_over_positions_serves_prompts_of_unequal_length(llama: Any) -> N
     [
         ({"site": "mlp_post", "neurons": "L9N1"}, "'L9N1' is no neuron", "L2N17"),
         ({"site": "mlp_post", "axes": "layer,position"}, "no sweep over", "neuron,position"),
-        ({"site": "pattern", "with_": "mean"}, "not patched with 'mean'", "zero"),
+        (
+            {"site": "pattern", "with_": "mean", "mean_over": "prompts,positions"},
+            "no common mean",
+            "mean_over='prompts'",
+        ),
+        ({"site": "pattern", "with_": "constant", "constant": (0.1, 0.2)}, "one number", "single"),
+        ({"site": "feature"}, "belong to a dictionary", "zoo:NAME"),
+        ({"site": "z", "dictionary": "x"}, "belong to a dictionary", "neither"),
         ({"site": "z", "with_": "constant", "constant": (1.0, 2.0)}, "2 constants", "one number"),
     ],
 )

@@ -249,11 +249,14 @@ def patched_pattern_logits(
     *,
     n_heads: int,
     key: int | None = None,
+    row: Tensor | None = None,
+    add: bool = False,
 ) -> Tensor:
     """Logits of the base run with one row (or entry) of a head's pattern from the source run.
 
-    The model must be loaded with eager attention, which gives its patterns out; the change of the
-    pattern times the base run's values is added to the head's output.
+    ``row [prompt, key]`` is put there instead if it is given; with ``add`` it is added. The model
+    must be loaded with eager attention, which gives its patterns out; the change of the pattern
+    times the base run's values is added to the head's output.
     """
     block = model.get_submodule(PARTS[family]["layers"])[layer]
     attention = block.get_submodule(
@@ -275,7 +278,8 @@ def patched_pattern_logits(
         model(base)
     for handle in handles:
         handle.remove()
-    change = (rows[0] - rows[1])[:, head, query].to(values[1])
+    new = rows[0][:, head, query] if row is None else row
+    change = (new if add else new - rows[1][:, head, query]).to(values[1])
     if key is not None:
         change = torch.zeros_like(change).index_copy(1, torch.tensor([key]), change[:, [key]])
     v = values[1][:, :, head * groups // n_heads]

@@ -11,6 +11,7 @@ from pydantic import Field
 from scipy import stats
 
 from interp.engine.statistics import resampling_weights
+from interp.methods.attribution.layout import LETTERS
 from interp.terms import Check, Context, HookedModel, Method, ResultRef, UsageError
 
 STATISTICS = (
@@ -23,17 +24,15 @@ STATISTICS = (
 )
 """What is computed; ``slope`` is that of the estimate over the effect, through 0."""
 
-LETTERS = {"layer": "L", "head": "H", "kv_head": "KV", "neuron": "N", "position": "@", "slot": "@"}
-
 
 class Agreement(Method):
     """How well a grid of estimates agrees with the grid of measured effects.
 
     On the means over prompts: Pearson, Spearman, overlap of the largest cells (10, and 5 % of all),
     share of equal signs among the largest, slope through 0; for all cells, by layer, and by
-    prompt; intervals by resampling prompts. Cells that are inert in the exact grid are left out:
-    zeros that both share would inflate every number. Source: jafari2025relp reports Pearson's
-    correlation.
+    prompt; intervals by resampling whole templates, or prompts where there is one. Cells that are
+    inert in the exact grid are left out: zeros that both share would inflate every number. Source:
+    jafari2025relp reports Pearson's correlation.
     """
 
     title: ClassVar[str] = "Agreement"
@@ -56,10 +55,10 @@ class Agreement(Method):
         """``agreement [statistic]``, by layer and by prompt, both grids, the scatter, the worst."""
         exact, estimate = context.result(self.exact), context.result(self.estimate)
         _check_pair(exact, estimate, model)
-        a, b, gap = _aligned(exact.data, estimate.data)
-        inert = _inert(exact.data, a)
+        one, two = _common(exact.data, estimate.data)
+        a, b, gap = _aligned(one, two)
         unsigned = bool(estimate.data.attrs.get("unsigned", 0))
-        table = _Table(a, b, inert, unsigned)
+        table = _Table(one, a, b, _inert(one, a), unsigned)
         data = self._dataset(table, exact, estimate, gap)
         context.check(
             Check(
@@ -76,10 +75,12 @@ class Agreement(Method):
         return data
 
     def _dataset(self, table: _Table, exact: Any, estimate: Any, gap: float) -> xr.Dataset:
-        first, dims = exact.data, table.dims
+        first, dims = table.data, table.dims
         weights = None
         if self.n_boot and table.n_prompts > 1:
-            weights = resampling_weights(table.n_prompts, None, self.n_boot, self.seed)
+            weights = resampling_weights(
+                table.n_prompts, _templates(exact.data), self.n_boot, self.seed
+            )
         unit = first["effect_raw"].attrs["units"]
         whole, interval = table.agree(table.live, weights)
         own = estimate.data.attrs
@@ -178,6 +179,7 @@ class Agreement(Method):
         coords["measure"] = ["measured", "estimated"]
         coords["cell"] = np.arange(len(live))
         coords["cell_name"] = ("cell", [names[i] for i in live])
+        coords |= table.places("cell", coords, live)
         apart = table.estimate - table.exact
         order = live[np.argsort(-np.abs(apart[live]), kind="stable")][: self.top]
         arrays["disagreement"] = (
@@ -189,6 +191,7 @@ class Agreement(Method):
         )
         coords["top"] = np.arange(len(order))
         coords["top_name"] = ("top", [names[i] for i in order])
+        coords |= table.places("top", coords, order)
 
     def _attrs(self, table: _Table, exact: Any, estimate: Any, gap: float) -> dict[str, Any]:
         own = estimate.data.attrs
@@ -211,8 +214,14 @@ class _Table:
     """Two grids as flat vectors, on the means and by prompt."""
 
     def __init__(
-        self, a: dict[str, Any], b: dict[str, Any], inert: np.ndarray, unsigned: bool
+        self,
+        data: xr.Dataset,
+        a: dict[str, Any],
+        b: dict[str, Any],
+        inert: np.ndarray,
+        unsigned: bool,
     ) -> None:
+        self.data = data
         self.dims: tuple[str, ...] = a["dims"]
         self.shape = a["mean"].shape
         self.unsigned = unsigned
@@ -237,11 +246,20 @@ class _Table:
         where = np.indices(self.shape)[axis].ravel()
         return [where == n for n in range(self.shape[axis])]
 
+    def places(self, axis: str, coords: dict[str, Any], which: np.ndarray) -> dict[str, Any]:
+        """The grid's entries of each of these cells, as coordinates of their axis."""
+        index = np.unravel_index(which, self.shape)
+        return {
+            f"{axis}_{d}": (axis, np.asarray(coords[d])[i])
+            for d, i in zip(self.dims, index, strict=True)
+        }
+
     def names(self, coords: dict[str, Any]) -> list[str]:
         """Every cell as a person says it."""
         return [
             " ".join(
-                f"{LETTERS.get(d, d)}{coords[d][i]}" for d, i in zip(self.dims, index, strict=True)
+                f"{'' if d == 'feature' else LETTERS.get(d, d)}{coords[d][i]}"
+                for d, i in zip(self.dims, index, strict=True)
             )
             for index in np.ndindex(*self.shape)
         ]
@@ -364,6 +382,25 @@ def _aligned(
     }
     gap = float((exact["metric_source"] - exact["metric_base"]).mean())
     return a, b, gap
+
+
+def _templates(data: xr.Dataset) -> tuple[str, ...] | None:
+    """Template of each prompt, where the task has them."""
+    return tuple(data["template"].values.tolist()) if "template" in data.coords else None
+
+
+def _common(exact: xr.Dataset, estimate: xr.Dataset) -> tuple[xr.Dataset, xr.Dataset]:
+    """Both on the features that both chose; as they are where there are none."""
+    if "feature" not in exact.dims or "feature" not in estimate.dims:
+        return exact, estimate
+    theirs = set(estimate["feature"].values.tolist())
+    both = [f for f in exact["feature"].values.tolist() if f in theirs]
+    if len(both) < 3:
+        raise UsageError(
+            f"The two runs share {len(both)} features.",
+            remedy="Raise top in both, or name the features of the exact run.",
+        )
+    return exact.sel(feature=both), estimate.sel(feature=both)
 
 
 def _inert(exact: xr.Dataset, a: dict[str, Any]) -> np.ndarray:

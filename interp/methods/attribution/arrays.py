@@ -106,7 +106,13 @@ def estimate_arrays(
         "n_prompts": n,
         "small_sample": int(n < SMALL_SAMPLE),
     }
-    coords = {**layout.coords, "prompt": np.arange(n), "bound": ["low", "high"]}
+    coords: dict[str, Any] = {
+        **layout.shown(),
+        "prompt": np.arange(n),
+        "bound": ["low", "high"],
+    }
+    if task.template is not None:
+        coords["template"] = ("prompt", list(task.template))
     return _dataset(arrays, coords, more)
 
 

@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import contextlib
 import math
+from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
 import xarray as xr
 from pydantic import Field
 
-from interp.engine import metric_named, sweep
-from interp.engine.gradients import attribute, integrate, quadrature, rules
+from interp.engine import metric_named
+from interp.engine.gradients import attribute, integrate, integrate_modules, quadrature, rules
 from interp.methods.attribution import trust
 from interp.methods.attribution.arrays import estimate_arrays
+from interp.methods.attribution.beside import check_facts, with_verified
+from interp.methods.attribution.dictionaries import feature_layout, with_error
 from interp.methods.attribution.layout import Layout, make_layout
-from interp.terms import Check, Context, HookedModel, Method, PromptPairs, UsageError
+from interp.methods.attribution.refusing import refuse
+from interp.models.dictionaries import Dictionary, check_fits
+from interp.terms import Context, DictionaryRef, HookedModel, Method, PromptPairs, UsageError
 
 MOST_PATHS = 20_000
 """Cells that integrated gradients walks one by one, at most."""
@@ -28,9 +33,10 @@ class AttributionPatching(Method):
     ``attribution_raw(n) = mean Σ_channel (a_s - a_b) ⊙ ρ_b``, ρ the metric's gradient at the node,
     ordinary (attribution patching) or under modified rules (RelP and other LRP rules), and
     ``attribution = attribution_raw / mean (m(s) - m(b))``. Two forward passes and one backward
-    for all nodes. An estimate is no effect: ``verify`` measures the largest cells exactly.
-    Sources: kramar2024atp (with the QK fix and GradDrop), jafari2025relp, achtibat2024attnlrp,
-    ali2022xai, sundararajan2017axiomatic, hanna2024have. Rules are written from the formulas.
+    for all nodes. Of a dictionary's feature it is ``Δf_j (W_dec[j] · ρ)`` at the dictionary's site.
+    An estimate is no effect: ``verify`` measures the largest cells exactly. Sources: kramar2024atp
+    (with the QK fix and GradDrop), jafari2025relp, achtibat2024attnlrp, ali2022xai,
+    sundararajan2017axiomatic, hanna2024have, marks2025sparse. Rules are written from the formulas.
     """
 
     title: ClassVar[str] = "Attribution patching"
@@ -42,6 +48,7 @@ class AttributionPatching(Method):
         "ali2022xai",
         "sundararajan2017axiomatic",
         "hanna2024have",
+        "marks2025sparse",
     )
     version: ClassVar[int] = 1
 
@@ -56,7 +63,9 @@ class AttributionPatching(Method):
         "q",
         "k",
         "v",
+        "pattern",
         "mlp_post",
+        "feature",
     ] = "resid_pre"
     """What would be put in place of the base run's value."""
     axes: Literal[
@@ -67,11 +76,18 @@ class AttributionPatching(Method):
         "layer,head",
         "layer,head,position",
         "layer,head,slot",
+        "layer,head,query",
+        "layer,head,query,key",
         "layer,neuron",
+        "feature",
+        "feature,position",
+        "feature,slot",
         "position",
         "slot",
     ] = "auto"
     """What the grid runs over; positions that are no axis are summed."""
+    dictionary: DictionaryRef | None = None
+    """Sparse autoencoder whose features are meant by site feature."""
     direction: Literal["denoising", "noising"] = "denoising"
     """Denoising: clean into the corrupt run. Noising: corrupt into the clean run."""
     metric: Literal["logit_diff", "prob", "logprob", "prob_diff", "kl", "js", "span_logprob"] = (
@@ -102,8 +118,10 @@ class AttributionPatching(Method):
     """Mean size with each layer's gradient blocked in turn: a ranking, unsigned."""
     ig_steps: Annotated[int, Field(ge=0, le=1000, json_schema_extra={"advanced": True})] = 0
     """Points of integrated gradients; 0 takes the base run's gradient alone."""
-    ig_path: Literal["node", "inputs"] = Field("node", json_schema_extra={"advanced": True})
-    """What moves from base to source: each node by itself, or the embeddings."""
+    ig_path: Literal["node", "inputs", "activations", "eap_ig_repo"] = Field(
+        "node", json_schema_extra={"advanced": True}
+    )
+    """What moves to the source: each node, the embeddings, each module, or as published code."""
     quadrature: Literal["midpoint", "left", "right"] = Field(
         "midpoint", json_schema_extra={"advanced": True}
     )
@@ -116,6 +134,8 @@ class AttributionPatching(Method):
     """Layers shown; all if empty."""
     positions: tuple[int, ...] | None = Field(None, json_schema_extra={"advanced": True})
     """Positions shown; all if empty."""
+    top: Annotated[int, Field(ge=1, le=10_000, json_schema_extra={"advanced": True})] = 64
+    """So many features of largest attribution are shown."""
     keep_prompts: bool = Field(True, json_schema_extra={"advanced": True})
     """Keep the estimate of every prompt."""
     n_boot: Annotated[int, Field(ge=0, le=100_000, json_schema_extra={"advanced": True})] = 1000
@@ -126,13 +146,17 @@ class AttributionPatching(Method):
     """Seed of the bootstrap."""
 
     def needed(self) -> tuple[str, ...]:
-        """The site, and gradients."""
-        return (self.site, "grad")
+        """The site, and gradients; a feature stands where its dictionary says."""
+        return ("blocks", "grad") if self.site == "feature" else (self.site, "grad")
 
     def measure(self, model: HookedModel, task: PromptPairs, context: Context) -> xr.Dataset:
         """Dataset of ``attribution``, ``attribution_raw`` and their statistics."""
-        self._refuse()
-        chosen = self._rules()
+        chosen = self.rule_set()
+        refuse(self, bool(chosen.active))
+        book = None
+        if self.dictionary is not None:
+            book = context.dictionary(self.dictionary)
+            check_fits(book, model.shape)
         layout = make_layout(
             model, task, self.site, self.axes, layers=self.layers, positions=self.positions
         )
@@ -142,7 +166,8 @@ class AttributionPatching(Method):
                 context.note("rules", active.to_json())
                 for line in trust.of_rules(active):
                     context.check(line)
-            raw, base, source, nodes = self._estimates(model, task, context, layout)
+            found = self._estimates(model, task, context, layout, book)
+        raw, layout, nodes = found.raw, found.layout, found.nodes
         facts = {
             "site": self.site,
             "direction": self.direction,
@@ -154,8 +179,8 @@ class AttributionPatching(Method):
         }
         data = estimate_arrays(
             raw,
-            base,
-            source,
+            found.base,
+            found.source,
             layout,
             task,
             facts,
@@ -164,15 +189,26 @@ class AttributionPatching(Method):
             seed=self.seed,
             keep_prompts=self.keep_prompts,
         )
+        if book is not None:
+            unit, bound = metric_named(self.metric).units, trust.tolerance(model)
+            data = with_error(data, found.parts, book, context, unit, bound)
         if self.verify:
-            data = self._verified(model, task, context, data, layout)
-        self._check(model, task, context, raw, nodes, layout)
+            data = with_verified(self, model, task, context, data, layout)
+        check_facts(self, model, task, context, raw, nodes, layout)
         return data
 
-    def _at(self) -> int | str:
+    @property
+    def place(self) -> int | str:
+        """Where the metric is read, as the engine takes it."""
         return int(self.at) if self.at.lstrip("-").isdigit() else self.at
 
-    def _rules(self) -> Any:
+    @property
+    def knobs(self) -> dict[str, Any]:
+        """What every pass is told."""
+        return {"metric": self.metric, "direction": self.direction, "at": self.place}
+
+    def rule_set(self) -> Any:
+        """The backward rules, single ones changed."""
         return trust.chosen_rules(
             self.rules,
             attn=self.attn_rule,
@@ -186,84 +222,64 @@ class AttributionPatching(Method):
         """Whether it gives sizes, hence a ranking."""
         return self.grad_drop or self.prompt_reduce == "abs"
 
-    def _refuse(self) -> None:
-        """Knobs that do not go together.
-
-        Raises:
-            UsageError: with the remedy.
-        """
-        ruled = bool(self._rules().active)
-        wrong = [
-            (
-                ruled and self.ig_steps > 0,
-                "Backward rules and integrated gradients",
-                "both replace the gradient",
-                "Use ig_steps=0, or rules='none'.",
-            ),
-            (
-                ruled and self.qk_fix,
-                "Backward rules and the QK fix",
-                "both treat the softmax",
-                "Use qk_fix=False, or rules='none'.",
-            ),
-            (
-                self.ig_steps > 0 and (self.qk_fix or self.grad_drop),
-                "Integrated gradients and AtP*'s corrections",
-                "both mend the gradient",
-                "Use ig_steps=0, or neither qk_fix nor grad_drop.",
-            ),
-            (
-                self.qk_fix and self.site not in ("q", "k"),
-                "The QK fix and other sites than q, k",
-                "it is about queries and keys",
-                "Use site='q' or 'k', or qk_fix=False.",
-            ),
-            (
-                self.grad_drop and self.qk_fix,
-                "GradDrop and the QK fix in one run",
-                "blocked gradients reach no pattern of their layer",
-                "Run them one after the other.",
-            ),
-        ]
-        for bad, what, why, remedy in wrong:
-            if bad:
-                raise UsageError(f"{what} do not go together: {why}.", remedy=remedy)
-
     # -- estimates ------------------------------------------------------------------------------
 
     def _estimates(
-        self, model: HookedModel, task: PromptPairs, context: Context, layout: Layout
-    ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray | None]:
-        """Raw estimates ``[prompt, *dims]``, base and source metric, and all nodes' values."""
-        knobs: dict[str, Any] = {
-            "metric": self.metric,
-            "direction": self.direction,
-            "at": self._at(),
-        }
+        self,
+        model: HookedModel,
+        task: PromptPairs,
+        context: Context,
+        layout: Layout,
+        book: Dictionary | None,
+    ) -> _Found:
+        """Raw estimates of the grid, and of all nodes where one pass gave them."""
         points = quadrature(self.ig_steps, self.quadrature) if self.ig_steps else ()
         if points and self.ig_path == "node":
-            if (count := math.prod(layout.shape)) > MOST_PATHS:
-                raise UsageError(
-                    f"Integrated gradients walk every cell by itself, and there are {count}.",
-                    remedy="Choose layers, positions or coarser axes, or ig_path='inputs'.",
-                )
-            cells = [layout.cell(i) for i in np.ndindex(*layout.shape)]
-            found, base, source = integrate(model, task, cells, context, points=points, **knobs)
-            context.note("passes", {"cells": len(cells), "points": len(points)})
-            return found.T.reshape(len(task), *layout.shape), base, source, None
-        out = attribute(
-            model,
-            task,
-            [self.site],
-            context,
-            qk_fix=self.qk_fix,
-            grad_drop=self.grad_drop,
-            steps=points,
-            **knobs,
-        )
+            return self._by_node(model, task, context, layout, points)
+        if points and self.ig_path in ("activations", "eap_ig_repo"):
+            repo = self.ig_path == "eap_ig_repo"
+            out = integrate_modules(
+                model, task, self.site, context, points=points, repo=repo, **self.knobs
+            )
+        else:
+            out = attribute(
+                model,
+                task,
+                [self.site],
+                context,
+                qk_fix=self.qk_fix,
+                grad_drop=self.grad_drop,
+                steps=points,
+                keys="key" in layout.dims,
+                dictionary=book,
+                **self.knobs,
+            )
         context.note("passes", {**out.passes, "streamed_batches": out.streamed})
         nodes = out.values[self.site]
-        return layout.lay(nodes, task), out.base, out.source, nodes
+        if book is not None:
+            where: dict[str, Any] = {"direction": self.direction, "at": self.place}
+            layout = feature_layout(model, task, layout, book, out.values, self.top, **where)
+        return _Found(layout.lay(nodes, task), out.base, out.source, layout, nodes, out.values)
+
+    def _by_node(
+        self,
+        model: HookedModel,
+        task: PromptPairs,
+        context: Context,
+        layout: Layout,
+        points: tuple[float, ...],
+    ) -> _Found:
+        """Every cell along its own path."""
+        if (count := math.prod(layout.shape)) > MOST_PATHS:
+            raise UsageError(
+                f"Integrated gradients walk every cell by itself, and there are {count}.",
+                remedy="Choose layers, positions or coarser axes, or ig_path='inputs'.",
+            )
+        cells = [layout.cell(i) for i in np.ndindex(*layout.shape)]
+        found, base, source = integrate(model, task, cells, context, points=points, **self.knobs)
+        context.note("passes", {"cells": len(cells), "points": len(points)})
+        raw = found.T.reshape(len(task), *layout.shape)
+        return _Found(raw, base, source, layout, None, {})
 
     def _words(self, rule_name: str) -> str:
         """The estimator's name with its variant."""
@@ -274,100 +290,23 @@ class AttributionPatching(Method):
         parts += ["GradDrop"] if self.grad_drop else []
         return " with ".join(parts)
 
-    # -- what is measured beside ------------------------------------------------------------------
 
-    def _top(self, values: np.ndarray, most: int) -> np.ndarray:
-        size = np.abs(np.nan_to_num(values.ravel()))
-        order = np.argsort(-size, kind="stable")[:most]
-        return order[size[order] > 0]
+@dataclass(frozen=True, eq=False)
+class _Found:
+    """What the engine gave.
 
-    def _verified(
-        self,
-        model: HookedModel,
-        task: PromptPairs,
-        context: Context,
-        data: xr.Dataset,
-        layout: Layout,
-    ) -> xr.Dataset:
-        """The largest cells measured exactly, beside their estimates."""
-        raw = data["attribution_raw"].values
-        top = self._top(raw, self.verify)
-        if not len(top):
-            return data
-        index = [np.unravel_index(c, layout.shape) for c in top]
-        where = [tuple(int(i) for i in cell) for cell in index]
-        found = sweep(
-            model,
-            task,
-            [layout.cell(i) for i in where],
-            context,
-            metric=self.metric,
-            direction=self.direction,
-            at=self._at(),
-        )
-        exact = np.nanmean(found.patched - found.base, axis=1)
-        if self.unsigned:
-            exact = np.nanmean(np.abs(found.patched - found.base), axis=1)
-        estimate = raw.ravel()[top]
-        unit = metric_named(self.metric).units
-        for name, values, words in (
-            ("verified_effect", exact, "measured change of the largest cells"),
-            ("verified_estimate", estimate, "estimated change of the same cells"),
-        ):
-            data[name] = (
-                "top",
-                values,
-                {"units": unit, "long_name": words, "signed": int(not self.unsigned)},
-            )
-        data = data.assign_coords(
-            top=np.arange(len(top)), name=("top", [layout.name(i) for i in where])
-        )
-        size = max(float(np.abs(exact).max()), 1e-300)
-        context.check(
-            Check(
-                "verified",
-                f"estimate against measured effect, {len(top)} largest cells",
-                float(np.abs(exact - estimate).max()) / size,
-                note="Largest difference over the largest measured effect. It is the estimator's "
-                "error, not a fault: see the cells, and Agreement for whole grids.",
-            )
-        )
-        return data
+    Args:
+        raw: estimates of the grid ``[prompt, *dims]``.
+        base: metric of the base run ``[prompt]``; source: of the source run.
+        source: see ``base``.
+        layout: the grid's axes.
+        nodes: estimates of all nodes, where one pass gave them.
+        parts: the engine's arrays.
+    """
 
-    def _check(
-        self,
-        model: HookedModel,
-        task: PromptPairs,
-        context: Context,
-        raw: np.ndarray,
-        nodes: np.ndarray | None,
-        layout: Layout,
-    ) -> None:
-        """Lines of the trust panel about the gradient."""
-        chosen = self._rules()
-        knobs: dict[str, Any] = {
-            "metric": self.metric,
-            "direction": self.direction,
-            "at": self._at(),
-        }
-        corrected = self.ig_steps or self.qk_fix or self.grad_drop
-        if nodes is not None and not corrected and not chosen.active:
-            context.check(trust.of_own_graph(model, task, self.site, nodes, **knobs))
-        top = self._top(np.nanmean(raw, 0), 1)
-        if not len(top) or corrected:
-            return
-        where = tuple(int(i) for i in np.unravel_index(top[0], layout.shape))
-        cell = layout.cell(where)
-        site = cell.edits[0].site
-        if "slot" not in layout.dims and task.aligned():
-            estimate = raw.reshape(len(task), -1)[:, top[0]]
-            context.check(trust.of_small_patch(model, task, site, estimate, chosen, **knobs))
-        side = "corrupt" if self.direction == "denoising" else "clean"
-        for line in (
-            trust.of_conservation(
-                model, task, chosen, side=side, metric=self.metric, at=self._at()
-            ),
-            trust.of_frozen_network(model, task, cell, chosen, **knobs),
-        ):
-            if line is not None:
-                context.check(line)
+    raw: np.ndarray
+    base: np.ndarray
+    source: np.ndarray
+    layout: Layout
+    nodes: np.ndarray | None
+    parts: dict[str, np.ndarray]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,13 +11,32 @@ import numpy as np
 from interp.engine import Cell
 from interp.terms import KINDS, Edit, HookedModel, PromptPairs, Site, UsageError
 
-AUTO = {"embed": "position", "mlp_post": "layer,neuron"}
+AUTO = {
+    "embed": "position",
+    "mlp_post": "layer,neuron",
+    "pattern": "layer,head",
+    "feature": "feature",
+}
 AXES = {
     "residual": ("layer,position", "layer,slot", "layer"),
     "embed": ("position", "slot"),
     "head": ("layer,head", "layer,head,position", "layer,head,slot"),
     "neuron": ("layer,neuron",),
+    "pattern": ("layer,head", "layer,head,query", "layer,head,query,key"),
+    "feature": ("feature", "feature,position", "feature,slot"),
 }
+LETTERS = {
+    "layer": "L",
+    "head": "H",
+    "kv_head": "KV",
+    "neuron": "N",
+    "feature": "F",
+    "position": "@",
+    "query": "@",
+    "slot": "@",
+    "key": "<-",
+}
+"""How an entry of an axis is said in a cell's name."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,16 +47,23 @@ class Layout:
         site: kind of site.
         dims: names of the axes.
         coords: values of each axis.
+        exact: how a cell of a feature is patched, from its feature and position.
     """
 
     site: str
     dims: tuple[str, ...]
     coords: dict[str, np.ndarray]
+    exact: Callable[[int, int | str | None], Cell] | None = None
 
     @property
     def shape(self) -> tuple[int, ...]:
         """Length of each axis."""
         return tuple(len(self.coords[d]) for d in self.dims)
+
+    def shown(self) -> dict[str, np.ndarray]:
+        """Coordinates as a dataset has them: features by name."""
+        names = {"feature": np.array([f"F{f}" for f in self.coords.get("feature", ())])}
+        return {d: names.get(d, v) for d, v in self.coords.items()}
 
     def labels(self, index: tuple[int, ...]) -> dict[str, Any]:
         """Axis -> entry of one cell."""
@@ -46,45 +72,44 @@ class Layout:
     def cell(self, index: tuple[int, ...]) -> Cell:
         """The exact patch that one entry estimates."""
         at = self.labels(index)
-        position = at.get("position", at.get("slot"))
+        position = at.get("position", at.get("slot", at.get("query")))
+        if self.site == "feature":
+            assert self.exact is not None
+            return self.exact(at["feature"], position)
         site = Site(
             self.site,
             layer=at.get("layer"),
             head=at.get("head", at.get("kv_head")),
             neuron=at.get("neuron"),
             position=position,
+            key=at.get("key"),
         )
         return Cell((Edit(site, "source"),))
 
     def name(self, index: tuple[int, ...]) -> str:
         """``L3 H1 @5``, as a person says it."""
         at = self.labels(index)
-        letters = {
-            "layer": "L",
-            "head": "H",
-            "kv_head": "KV",
-            "neuron": "N",
-            "position": "@",
-            "slot": "@",
-        }
-        return " ".join(f"{letters[d]}{v}" for d, v in at.items())
+        return " ".join(f"{LETTERS[d]}{v}" for d, v in at.items())
 
     def lay(self, values: np.ndarray, pairs: PromptPairs) -> np.ndarray:
         """Node values ``[prompt, (layer), position, (part)]`` on the axes: ``[prompt, *dims]``.
 
         Positions that are no axis are summed.
         """
-        per_layer = KINDS[self.site].per_layer
+        per_layer = KINDS[self.site].per_layer and self.site != "feature"
         where = 2 if per_layer else 1
         if "layer" in self.dims:
             values = values[:, self.coords["layer"]]
         if "slot" in self.dims:
             values = _slots(values, self.coords["slot"], pairs, where)
-        elif "position" in self.dims:
-            values = np.take(values, self.coords["position"], axis=where)
+        elif place := {"position", "query"} & set(self.dims):
+            values = np.take(values, self.coords[place.pop()], axis=where)
         else:
             values = _summed(values, where)
-        if values.ndim == 4 and self.dims[1] in ("head", "kv_head"):
+        if "feature" in self.dims:
+            values = values[..., self.coords["feature"]]
+            return np.moveaxis(values, 1, 2) if values.ndim == 3 else values
+        if values.ndim >= 4 and self.dims[1] in ("head", "kv_head"):
             values = np.moveaxis(values, 2, 3)
         return values
 
@@ -130,13 +155,8 @@ def make_layout(
         UsageError: axes that the site does not have, or positions that do not align.
     """
     kind, axis = KINDS[site], KINDS[site].head_axis or "head"
-    group = (
-        "embed"
-        if site == "embed"
-        else "neuron"
-        if site == "mlp_post"
-        else ("head" if kind.head_axis else "residual")
-    )
+    group = "neuron" if site == "mlp_post" else "head" if kind.head_axis else "residual"
+    group = site if site in AXES else group
     if axes == "auto":
         axes = AUTO.get(site, "layer,head" if group == "head" else "layer,position")
         if "position" in axes and not pairs.aligned():
@@ -149,7 +169,7 @@ def make_layout(
             remedy=f"Use axes {' or '.join(repr(a) for a in allowed)}.",
         )
     names = tuple(axes.split(","))
-    if "position" in names and not pairs.aligned():
+    if {"position", "query"} & set(names) and not pairs.aligned():
         raise UsageError(
             "These prompts differ in length, so a position means something else in each.",
             remedy="Take slots (axes with 'slot') or layers alone.",
@@ -163,10 +183,14 @@ def make_layout(
     for name in names:
         if name == "layer":
             coords[name] = _chosen("Layers", layers, shape.n_layers)
-        elif name == "position":
+        elif name in ("position", "query"):
             coords[name] = _chosen("Positions", positions, max(pairs.lengths) + tail)
         elif name == "slot":
             coords[name] = np.array(list(pairs.slots))
+        elif name == "key":
+            coords[name] = np.arange(max(pairs.lengths) + tail)
+        elif name == "feature":
+            coords[name] = np.arange(0)  # chosen by their estimates
         else:
             coords[name] = np.arange(sizes[name])
     return Layout(site, names, coords)

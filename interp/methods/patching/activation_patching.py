@@ -19,11 +19,22 @@ from interp.engine import (
     undriven,
 )
 from interp.methods.patching.effects import Reading, averaged, effects_of
-from interp.methods.patching.grids import Grid, chosen_layers, make_grid
+from interp.methods.patching.features import feature_grids, likely_features, named_features
+from interp.methods.patching.grids import Grid, axes_of, chosen_layers, make_grid
 from interp.methods.patching.neurons import likely_neurons, named_neurons
 from interp.methods.patching.trust import check_plain, check_screen, check_sweep
 from interp.methods.patching.values import lent_values
-from interp.terms import Context, Edit, HookedModel, Method, PromptPairs, Site, UsageError
+from interp.models.dictionaries import Dictionary, check_fits
+from interp.terms import (
+    Context,
+    DictionaryRef,
+    Edit,
+    HookedModel,
+    Method,
+    PromptPairs,
+    Site,
+    UsageError,
+)
 
 
 class ActivationPatching(Method):
@@ -59,6 +70,7 @@ class ActivationPatching(Method):
         "v",
         "pattern",
         "mlp_post",
+        "feature",
     ] = "resid_pre"
     """What is put in place of the base run's value."""
     axes: Literal[
@@ -74,10 +86,15 @@ class ActivationPatching(Method):
         "neuron",
         "neuron,position",
         "neuron,slot",
+        "feature",
+        "feature,position",
+        "feature,slot",
         "position",
         "slot",
     ] = "auto"
     """What the grid runs over; heads of k and v are key/value heads."""
+    dictionary: DictionaryRef | None = None
+    """Sparse autoencoder whose features are meant by site feature."""
     direction: Literal["denoising", "noising"] = "denoising"
     """Denoising: clean into the corrupt run. Noising: corrupt into the clean run."""
     with_: Literal["source", "zero", "mean", "resample", "constant"] = "source"
@@ -112,8 +129,10 @@ class ActivationPatching(Method):
     """The constant: one number, or one for each coordinate."""
     neurons: str = Field("", json_schema_extra={"advanced": True}, max_length=4000)
     """Neurons by name (L2N17, with commas); the largest by attribution if empty."""
+    features: str = Field("", json_schema_extra={"advanced": True}, max_length=4000)
+    """Features by name (F17, with commas); the largest by attribution if empty."""
     top: Annotated[int, Field(ge=1, le=10_000, json_schema_extra={"advanced": True})] = 32
-    """So many neurons are chosen by attribution and measured exactly."""
+    """So many neurons or features are chosen by attribution and measured exactly."""
     draws: Annotated[int, Field(ge=1, le=100, json_schema_extra={"advanced": True})] = 1
     """Random draws averaged by resampling."""
     keep_prompts: bool = Field(True, json_schema_extra={"advanced": True})
@@ -128,12 +147,12 @@ class ActivationPatching(Method):
     """Seed of resampling, bootstrap and sign flips."""
 
     def needed(self) -> tuple[str, ...]:
-        """The site it patches."""
-        return (self.site,)
+        """The site it patches; a feature stands where its dictionary says."""
+        return ("blocks",) if self.site == "feature" else (self.site,)
 
     def estimate(self, model: HookedModel, task: PromptPairs) -> dict[str, float]:
         """Cells, rows, FLOPs, bytes and seconds before it runs (``engine.Estimate``)."""
-        cells = [c for g in self._grids(model, task) for c in g.cells]
+        cells = self._likely_cells(model, task)
         if undriven(model, cells):
             return {"cells": len(cells), "rows": len(cells) * len(task), "prompts": len(task)}
         found = estimate(
@@ -143,8 +162,16 @@ class ActivationPatching(Method):
 
     def measure(self, model: HookedModel, task: PromptPairs, context: Context) -> xr.Dataset:
         """Dataset of ``effect``, ``effect_raw`` and their statistics over the chosen axes."""
-        neurons, estimates = self._chosen(model, task, context)
-        grids = self._grids(model, task, neurons)
+        if (self.site == "feature") != (self.dictionary is not None):
+            raise UsageError(
+                "Features belong to a dictionary, and a dictionary has features alone.",
+                remedy="Give site='feature' and dictionary='zoo:NAME' or a folder, or neither.",
+            )
+        if self.site == "feature":
+            grids, estimates, book = self._feature_grids(model, task, context)
+        else:
+            neurons, estimates = self._chosen(model, task, context)
+            grids, book = self._grids(model, task, neurons), None
         grid = grids[0]
         cells = [*self._identities(model), *(c for g in grids for c in g.cells)]
         extra = len(cells) - len(grids) * len(grid.cells)
@@ -169,8 +196,11 @@ class ActivationPatching(Method):
         data = self._dataset(gather(found), grid, task, self.n_boot)
         if estimates is not None:
             says = {"units": metric_named(self.metric).units, "signed": 1}
-            says["long_name"] = "estimate that chose the neuron (all positions)"
-            data["attribution"] = (("neuron",), estimates, says)
+            axis = "neuron" if book is None else "feature"
+            says["long_name"] = f"estimate that chose the {axis} (all positions)"
+            data["attribution"] = ((axis,), estimates, says)
+        if book is not None:
+            data.attrs.update(dictionary=book.name, dictionary_site=str(book.site))
         whole = gather(found)
         size = np.abs(np.nan_to_num((whole.patched - whole.base).mean(1)))
         top = np.argsort(-size, kind="stable")[: self.verify]
@@ -183,7 +213,7 @@ class ActivationPatching(Method):
             )
             top = top[exact[top]]
         # a neuron may be off and a first row all on itself in both runs: no sign of a dead edit
-        told = self.with_ == "source" and self.site not in ("pattern", "mlp_post")
+        told = self.with_ == "source" and self.site not in ("pattern", "mlp_post", "feature")
         check_sweep(model, context, found, extra, dead_edits=told)
         if len(top):
             verified = [grid.cells[c] for c in top]
@@ -202,6 +232,45 @@ class ActivationPatching(Method):
 
     def _at(self) -> int | str:
         return int(self.at) if self.at.lstrip("-").isdigit() else self.at
+
+    def _likely_cells(self, model: HookedModel, task: PromptPairs) -> list[Cell]:
+        """The cells, or of a dictionary that is not open yet as many at the first layer."""
+        if self.site != "feature":
+            return [c for g in self._grids(model, task) for c in g.cells]
+        names = axes_of("feature", self.axes, task)
+        wide = {"position": len(self.positions or range(max(task.lengths)))}
+        wide["slot"] = len(task.slots)
+        count = self.top * (wide[names[1]] if len(names) > 1 else 1)
+        return [Cell((Edit(Site("resid_pre", layer=0), "source"),))] * count
+
+    def _feature_grids(
+        self, model: HookedModel, task: PromptPairs, context: Context
+    ) -> tuple[list[Grid], np.ndarray | None, Dictionary]:
+        """Grids of features, the estimates that chose them, and their dictionary."""
+        assert self.dictionary is not None
+        book = context.dictionary(self.dictionary)
+        check_fits(book, model.shape)
+        where: dict[str, Any] = {"direction": self.direction, "at": self._at()}
+        features, estimates = named_features(self.features, book), None
+        if not features:
+            knobs = {"metric": self.metric, **where}
+            features, estimates = likely_features(model, task, context, book, self.top, **knobs)
+        grids = feature_grids(
+            model,
+            task,
+            book,
+            features,
+            self.axes,
+            positions=self.positions,
+            with_=self.with_,
+            mode=self.mode,
+            mean_over=self.mean_over,
+            constant=self.constant,
+            draws=self.draws,
+            seed=self.seed,
+            **where,
+        )
+        return grids, estimates, book
 
     def _identities(self, model: HookedModel) -> list[Cell]:
         """Cells whose answer is known: patching everything at layer 0 gives the source run."""
@@ -225,11 +294,6 @@ class ActivationPatching(Method):
         }
         if self.with_ in ("source", "zero"):
             return [make_grid(model, task, self.site, self.axes, with_=self.with_, **fields)]
-        if self.site == "pattern":
-            raise UsageError(
-                f"A pattern is not patched with {self.with_!r}.",
-                remedy="Use with_='source' or 'zero'.",
-            )
         layers = [None] if self.site == "embed" else range(model.shape.n_layers)
         draws = lent_values(
             model,

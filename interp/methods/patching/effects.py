@@ -87,10 +87,10 @@ def effects_of(
     for side, values in (("base", found.base), ("source", found.source)):
         says = _says(unit, f"{metric.title}, {side} run", 1)
         variables[f"metric_{side}"] = (("prompt",), values, says)
-    data = xr.Dataset(
-        variables,
-        coords={**grid.coordinates(), "prompt": np.arange(len(task)), "bound": ["low", "high"]},
-    )
+    coords = {**grid.coordinates(), "prompt": np.arange(len(task)), "bound": ["low", "high"]}
+    if task.template is not None:
+        coords["template"] = ("prompt", list(task.template))
+    data = xr.Dataset(variables, coords=coords)
     data.attrs.update(attrs)
     data.attrs.update(_attrs(found, gap, task, how, reason))
     return data

@@ -21,6 +21,7 @@ AUTO = {
     "v": "layer,kv_head",
     "pattern": "layer,head",
     "mlp_post": "neuron",
+    "feature": "feature",
 }
 AXES = {
     "residual": ("layer,position", "layer,slot", "layer"),
@@ -28,6 +29,7 @@ AXES = {
     "head": ("layer,head", "layer,head,position", "layer,head,slot"),
     "pattern": ("layer,head", "layer,head,query", "layer,head,query,key"),
     "mlp_post": ("neuron", "neuron,position", "neuron,slot"),
+    "feature": ("feature", "feature,position", "feature,slot"),
 }
 
 
@@ -225,4 +227,5 @@ def _cell(
 
 
 def _value(array: np.ndarray, site: Site) -> np.ndarray:
-    return array if site.head is None else array[:, :, site.head]
+    array = array if site.head is None else array[:, :, site.head]
+    return array if site.key is None else array[..., site.key]

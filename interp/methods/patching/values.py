@@ -43,9 +43,16 @@ def lent_values(
     Raises:
         UsageError: positions that do not align, constants that do not fit.
     """
-    if with_ == "constant":
+    patterns = any(s.kind == "pattern" for s in sites)
+    if with_ == "constant" and not patterns:
         return [{s: _constant(s, model.shape, constant) for s in sites}]
     everywhere = with_ == "mean" and mean_over == "prompts,positions"
+    if patterns and (everywhere or (with_ == "constant" and len(constant) > 1)):
+        raise UsageError(
+            "Rows of a pattern have as many entries as their position; they have no common mean "
+            "over positions, and one number fills them.",
+            remedy="Use mean_over='prompts', or a single constant.",
+        )
     if not everywhere and not task.aligned():
         other = ", or mean_over='prompts,positions'" if with_ == "mean" else ""
         raise UsageError(
@@ -57,6 +64,8 @@ def lent_values(
     if everywhere:
         return [{s: np.concatenate(v).mean(0)[None, None] for s, v in arrays.items()}]
     stacked = {s: np.stack(v) for s, v in arrays.items()}
+    if with_ == "constant":  # a number for every key that a query may see
+        return [{s: constant[0] * (v > 0).any(0, keepdims=True) for s, v in stacked.items()}]
     if with_ == "mean":
         return [{s: v.mean(0, keepdims=True) for s, v in stacked.items()}]
     orders = [derangement(len(task), seed + draw) for draw in range(draws)]
