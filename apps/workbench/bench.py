@@ -7,11 +7,13 @@ One object a process, reached by ``bench()`` inside a request. It holds the stor
 from __future__ import annotations
 
 import logging
+import re
 import threading
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 from flask import current_app
 
 import interp
@@ -40,6 +42,33 @@ class CheckedPair:
     task: str
     pairs: Any
     said: Any
+
+
+VERIFIED = ("activation_patching", "attribution_patching", "agreement")
+"""Methods whose cells are patches that one plain forward can make."""
+
+
+def cell_fields(place: Mapping[str, Any]) -> dict[str, Any]:
+    """A cell's place as ``verify_cell`` takes it: ``neuron`` L2N17 and ``feature`` F5 by number.
+
+    Args:
+        place: axis -> label.
+    """
+    out: dict[str, Any] = {
+        "layer": place.get("layer"),
+        "head": place.get("head", place.get("kv_head")),
+        "position": place.get("position", place.get("slot", place.get("query"))),
+        "key_position": place.get("key"),
+    }
+    neuron, feature = place.get("neuron"), place.get("feature")
+    named = re.fullmatch(r"L(\d+)N(\d+)", str(neuron))
+    if named:
+        out |= {"layer": int(named[1]), "neuron": int(named[2])}
+    elif neuron is not None:
+        out["neuron"] = int(neuron)
+    if feature is not None:
+        out["feature"] = int(str(feature).removeprefix("F"))
+    return out
 
 
 class Bench(Holdings):
@@ -165,35 +194,40 @@ class Bench(Holdings):
         fields = {"layer": layer, "head": head, "prompt": row, "top_k": 6}
         return self.measure("head_page", fields, model, task).data
 
+    def measured_by(self, result: Any) -> Any:
+        """The run whose cells a plain forward can repeat: itself, or what an agreement held."""
+        if result.spec["method"] != "agreement":
+            return result
+        return self.result(str(result.data.attrs["exact_run"]))
+
     def can_verify(self, result: Any) -> bool:
-        """Whether a cell of this result can be measured again by one plain forward."""
-        fields = result.spec.get("fields") or {}
+        """Whether a cell of this result can be measured by one plain forward."""
+        if result.spec["method"] not in VERIFIED:
+            return False
+        fields = self.measured_by(result).spec.get("fields") or {}
         return (
-            result.spec["method"] == "activation_patching"
-            and "effect" in result.data
-            and fields.get("with_", "source") in ("source", "zero")
+            fields.get("with_", "source") in ("source", "zero")
+            and fields.get("mode", "replace") == "replace"
         )
 
     def verify_cell(self, result: Any, place: Mapping[str, Any]) -> Any:
-        """One cell again by a plain forward.
+        """One cell by a plain forward.
 
         Args:
             result: the run.
             place: axis -> label of the cell.
         """
-        spec = result.spec
+        spec = self.measured_by(result).spec
         fields = {
             k: v
             for k, v in (spec.get("fields") or {}).items()
-            if k in ("site", "direction", "with_", "metric", "at", "window")
-        }
-        where = {
-            "layer": place.get("layer"),
-            "head": place.get("head", place.get("kv_head")),
-            "position": place.get("position", place.get("slot")),
+            if k in ("site", "direction", "with_", "metric", "at", "window", "dictionary")
         }
         return self.measure(
-            "verify_cell", {**fields, **where}, self.model_of(spec), self.task_of(spec)
+            "verify_cell",
+            {**fields, **cell_fields(place)},
+            self.model_of(spec),
+            self.task_of(spec),
         )
 
     def estimate(
@@ -221,29 +255,37 @@ class Bench(Holdings):
         layer: int,
         head: int,
     ) -> list[tuple[str, str, float]]:
-        """What patching this head did in the stored runs of this model and task."""
+        """What patching this head did, and was estimated to do, in the stored runs.
+
+        Returns:
+            run id, words, and the largest share of the gap over positions, at most six.
+        """
         out = []
         for row in self.store.list(model=self.stored_name(model), limit=60):
-            if row.damaged or row.fields.get("site") not in ("z", "q", "k", "v"):
+            if row.damaged or row.fields.get("site") not in ("z", "q", "k", "v", "pattern"):
                 continue
             result = self.result(row.id)
-            effect = result.data.get("effect")
-            if effect is None or self.task_of(result.spec) != task:
+            known = [n for n in ("effect", "attribution") if n in result.data]
+            if not known or self.task_of(result.spec) != task:
                 continue
+            effect = result.data[known[0]]
             heads = {"head", "kv_head"} & set(effect.dims)
             if not heads or "layer" not in effect.dims:
                 continue
             axis = heads.pop()
-            if layer < effect.sizes["layer"] and head < effect.sizes[axis]:
-                cells = effect.isel({"layer": layer, axis: head})
-                out.append(
-                    (
-                        row.id,
-                        f"{row.fields['site']}, {row.fields.get('direction', '')}",
-                        float(cells.max() if cells.ndim else cells),
-                    )
-                )
+            own = head if axis == "head" else self._group(model, head)
+            if layer in effect["layer"].values and own < effect.sizes[axis]:
+                cells = effect.sel(layer=layer).isel({axis: own}).values.ravel()
+                largest = cells[np.argmax(np.abs(np.nan_to_num(cells)))]
+                what = "measured" if known[0] == "effect" else "estimated"
+                words = f"{row.fields['site']}, {row.fields.get('direction', '')}, {what}"
+                out.append((row.id, words, float(largest)))
         return out[:6]
+
+    def _group(self, model: str, head: int) -> int:
+        """The key/value head that a query head reads."""
+        shape = self.shape(model)
+        return head // max(1, shape["n_heads"] // max(1, shape["n_kv_heads"]))
 
     # -- life --------------------------------------------------------------------------------
 

@@ -15,6 +15,8 @@ from apps.workbench.tokens import likely, token
 from interp import figures
 
 MOST_PROMPTS = 64
+SCATTERED = 1
+"""The trace of a scatter that has the cells; the first is the line where both are equal."""
 HEADS = ("head", "kv_head")
 
 
@@ -32,11 +34,33 @@ def cell_at(array: Any, point: Mapping[str, Any]) -> dict[str, int]:
         place = {layer: y // array.sizes[head], head: y % array.sizes[head], plan.axes[0]: x}
     elif plan.kind == "bars":
         place = {plan.axes[0]: x}
+    elif plan.kind == "scatter" and point.get("curveNumber") == SCATTERED:
+        place = {plan.axes[1]: int(point.get("pointIndex", point.get("pointNumber", -1)))}
     elif len(plan.axes) == 2 and plan.kind in ("grid", "square", "image", "words"):
         place = {plan.axes[0]: y, plan.axes[1]: x}
     else:
         return {}
     return {a: i for a, i in place.items() if 0 <= i < array.sizes[a]}
+
+
+def named_cell(data: Any, place: dict[str, int]) -> dict[str, int]:
+    """A cell of a list (the most disagreeing, the dots of a scatter) as its place in the grid.
+
+    Args:
+        data: has the grid's entries beside the list's axis, as ``top_layer`` on ``top``.
+        place: axis -> index, of the list or of the grid.
+    """
+    for axis in ("cell", "top"):
+        if set(place) != {axis}:
+            continue
+        found = {}
+        for name, coord in data.coords.items():
+            own = str(name).removeprefix(f"{axis}_")
+            if coord.dims == (axis,) and own != str(name) and own in data.dims:
+                where = np.flatnonzero(data[own].values == coord.values[place[axis]])
+                found |= {own: int(where[0])} if len(where) else {}
+        return found
+    return place
 
 
 def cell_panel(result: Any, run: str, var: str, place: Mapping[str, int]) -> html.Div:
@@ -107,7 +131,7 @@ def prompts(data: Any, var: str, place: Mapping[str, int]) -> Any:
     array = data[name].isel(dict(place))
     column = np.asarray(array.values, dtype=float)[:MOST_PROMPTS]
     top = float(np.nanmax(np.abs(column))) if np.isfinite(column).any() else 0.0
-    bars = [prompt_bar(i, v, top or 1.0) for i, v in enumerate(column)]
+    bars = [bar_line(str(i + 1), float(v), top or 1.0) for i, v in enumerate(column)]
     title = f"{array.attrs.get('long_name', name)}, each prompt"
     return html.Details(
         [html.Summary(title), html.Div(bars, className="strip")],
@@ -116,8 +140,8 @@ def prompts(data: Any, var: str, place: Mapping[str, int]) -> Any:
     )
 
 
-def prompt_bar(index: int, value: float, top: float) -> html.Div:
-    """One prompt's value, left of the middle where it is negative."""
+def bar_line(label: str, value: float, top: float) -> html.Div:
+    """One value under its name, left of the middle where it is negative."""
     share = 0.0 if np.isnan(value) else 50 * abs(value) / top
     side = {"right": "50%"} if value < 0 else {"left": "50%"}
     bar = html.Div(
@@ -126,11 +150,11 @@ def prompt_bar(index: int, value: float, top: float) -> html.Div:
     )
     return html.Div(
         [
-            html.Span(str(index + 1), className="faint num"),
+            html.Span(label, className="faint num"),
             bar,
             html.Span(number(value), className="v num"),
         ],
-        className="prompt-bar",
+        className="prompt-bar" if label.isdigit() else "prompt-bar named",
     )
 
 
@@ -154,20 +178,60 @@ def ways(result: Any, run: str, place: Mapping[str, int]) -> html.Div:
                 ),
             )
         )
-    if bench().can_verify(result):
-        out.append(
-            html.Button("Verify with one plain forward", className="button", id=part("verify", run))
-        )
+    if "src" in place or "dst" in place:
+        place = {}
+    if place and bench().can_verify(result):
+        words = "Measure with one plain forward"
+        if "effect" in result.data:
+            words = "Verify with one plain forward"
+        out.append(html.Button(words, className="button", id=part("verify", run)))
+    if result.spec["method"] == "agreement":
+        for key, words in (("exact_run", "Measured run"), ("estimate_run", "Estimated run")):
+            to = link(f"/run/{result.data.attrs[key]}")
+            out.append(dcc.Link(words, className="button", href=to))
+    out += pair_link(result)
     keep = {a: int(i) for a, i in place.items()}
     return html.Div([html.Div(out, className="row"), dcc.Store(id=part("place", run), data=keep)])
 
 
-def verdict(found: Any, expected: float, model: str) -> html.Div:
-    """The cell measured again by itself, and what the model says there."""
+def pair_link(result: Any) -> list[Any]:
+    """A link to what the model says to both prompts, where the run's prompts are known."""
+    spec = bench().measured_by(result).spec
+    if not (spec.get("task") or {}).get("ref"):
+        return []
+    to = link("/method/pair_check", model=bench().model_of(spec), task=bench().task_of(spec))
+    return [dcc.Link("What it says to the pair", className="button", href=to)]
+
+
+def claims(data: Any, place: Mapping[str, int]) -> dict[str, float]:
+    """What a result says of a cell, as shares of the gap: name -> value, the measured first."""
+    gap = float(data.attrs.get("mean_gap") or np.nan)
+    found: dict[str, float] = {}
+    for name, words, unit in (
+        ("effect", "the grid says", 1.0),
+        ("attribution", "the estimate says", 1.0),
+        ("measured", "the grid says", gap),
+        ("estimated", "the estimate says", gap),
+    ):
+        if name in data and set(data[name].dims) == set(place):
+            found[words] = float(data[name].isel(dict(place)).values) / unit
+    return found
+
+
+def verdict(found: Any, said: Mapping[str, float], model: str) -> html.Div:
+    """The cell measured by itself, beside what the result says, and what the model says there.
+
+    Args:
+        found: what one plain forward gave.
+        said: words -> what the result says of the cell.
+        model: whose tokens are shown.
+    """
     again = float(found.data["effect"].values)
-    good = abs(again - expected) <= 1e-3 * max(1.0, abs(expected))
-    said = f"One plain forward gives {again:.6g}; the grid says {expected:.6g}."
-    parts: list[Any] = [notice(said, kind="ok" if good else "warn")]
+    measured = said.get("the grid says", np.nan)
+    good = "the grid says" not in said or abs(again - measured) <= 1e-3 * max(1, abs(measured))
+    told = "; ".join(f"{words} {number(value)}" for words, value in said.items())
+    words = f"One plain forward gives {again:.6g}; {told}."
+    parts: list[Any] = [notice(words, kind="ok" if good else "warn")]
     for side, rows in bench().top_tokens(model, found.data).items():
         parts.append(
             html.Div(
@@ -197,6 +261,7 @@ def open_cell(click: Any, var: str, picks: list[str], axes: list[Any], own: Any)
     array = result.data[var]
     place = cell_at(array, click["points"][0])
     place |= {a: i for a, i in picked.items() if a in array.dims and a not in place}
+    place = named_cell(result.data, place)
     if not place:
         return no_update, no_update
     return True, cell_panel(result, own["run"], var, place)
@@ -218,8 +283,7 @@ def verify(clicks: int | None, place: dict[str, int], own: Any) -> Any:
     labels = {a: label_of(result.data, a, i) for a, i in place.items()}
     try:
         found = bench().verify_cell(result, labels)
-        return verdict(
-            found, float(result.data["effect"].isel(place).values), bench().model_of(result.spec)
-        )
+        source = bench().measured_by(result)
+        return verdict(found, claims(result.data, place), bench().model_of(source.spec))
     except Exception as error:  # shown in the drawer
         return tell(error)

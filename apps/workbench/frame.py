@@ -53,7 +53,7 @@ CONFIG = {
     "toImageButtonOptions": {"format": "svg", "scale": 2},
 }
 """plotly's own buttons, without the one that would send the figure to a server of its makers."""
-OPENED = ("grid", "square", "image", "words", "bars")
+OPENED = ("grid", "square", "image", "words", "bars", "scatter")
 """Kinds of figures whose cells open."""
 KEYS = (
     "Tab to the grid, then ",

@@ -13,6 +13,7 @@ from interp.engine.reading import (
     run_reads,
     score_answers,
 )
+from interp.engine.scores import ScoreTerms, score_terms
 from interp.engine.screening import Screened, screened_sweep
 from interp.engine.sweeps import Estimate, estimate, sweep
 from interp.engine.undriven import Sweep, undriven
@@ -22,6 +23,7 @@ __all__ = [
     "Cell",
     "Estimate",
     "Metric",
+    "ScoreTerms",
     "Screened",
     "Sweep",
     "all_edges",
@@ -38,6 +40,7 @@ __all__ = [
     "run_probabilities",
     "run_reads",
     "score_answers",
+    "score_terms",
     "screened_sweep",
     "sweep",
     "undriven",

@@ -88,7 +88,10 @@
     const t = gd._fullData.find(function (d) {
       return d.type === "heatmap" && d.hoverinfo !== "skip" && d.z;
     });
-    const b = t ? null : gd._fullData.find(function (d) { return d.type === "bar" && d.hoverinfo !== "skip"; });
+    const b = t ? null : gd._fullData.find(function (d) {
+      const dots = d.type === "scatter" && d.mode === "markers";
+      return (d.type === "bar" || dots) && d.hoverinfo !== "skip";
+    });
     const trace = t || b;
     if (!trace) return null;
     const flat = !t;
@@ -127,9 +130,12 @@
     const xs = numbers(c.trace.x, c.cols), ys = numbers(c.trace.y, c.rows);
     const step = function (v) { return v.length > 1 ? Math.abs(v[1] - v[0]) : 1; };
     const dx = step(xs) / 2;
-    const x0 = xa.d2p(xs[st.col] - dx), x1 = xa.d2p(xs[st.col] + dx);
+    let x0 = xa.d2p(xs[st.col] - dx), x1 = xa.d2p(xs[st.col] + dx);
     let y0 = 0, y1 = ya._length;
-    if (!c.flat) {
+    if (c.trace.type === "scatter") {
+      x0 = xa.d2p(xs[st.col]) - 8; x1 = x0 + 16;
+      y0 = ya.d2p(ys[st.col]) - 8; y1 = y0 + 16;
+    } else if (!c.flat) {
       const dy = step(ys) / 2;
       y0 = ya.d2p(ys[st.row] - dy); y1 = ya.d2p(ys[st.row] + dy);
     }
@@ -164,6 +170,7 @@
     const xs = numbers(c.trace.x, c.cols), ys = numbers(c.trace.y, c.rows);
     window.dash_clientside.set_props(target, { clickData: { points: [{
       x: xs[st.col], y: c.flat ? ys[st.col] : ys[st.row], by: "key", n: Date.now(),
+      curveNumber: c.trace.index, pointIndex: c.flat ? st.col : undefined,
     }] } });
   }
 

@@ -9,6 +9,7 @@ import dash_mantine_components as dmc
 from dash import ALL, Input, Output, State, callback, dcc, html
 
 from apps.workbench.bench import bench
+from apps.workbench.cell import bar_line
 from apps.workbench.frame import CONFIG, graph, tall
 from apps.workbench.panels import number
 from apps.workbench.tell import empty, link, notice, page, shown, tell
@@ -166,7 +167,10 @@ def head_view(at: tuple[int, int, int], side: str, dark: bool, what: Any) -> lis
             ],
             className="card",
         ),
-        html.Div([writing(at, side, words, what), effects(what, layer, head)], className="halves"),
+        html.Div(
+            [scoring(at, side, words, what), writing(at, side, words, what)], className="halves"
+        ),
+        html.Div([effects(what, layer, head), edges(what, layer, head)], className="halves"),
         html.Section(
             [
                 dcc.Graph(figure=small, config=CONFIG, responsive=True, style=tall(small)),
@@ -195,6 +199,84 @@ def strongest(pattern: Any, words: list[str]) -> html.Div:
     for i in best:
         parts += [token(words[i]), html.Span(number(float(last[i])), className="num faint")]
     return html.Div(parts, className="row")
+
+
+def scoring(at: tuple[int, int, int], side: str, words: list[str], what: Any) -> html.Section:
+    """Which earlier writes make the score of the position it looks at most from the last one."""
+    layer, head, row = at
+    side = "corrupt" if side == "corrupt" else "clean"
+    data = bench().head(what["model"], what["task"], layer, head, row).sel(side=side)
+    best = int(data["pattern"].isel(query=-1).values.argmax())
+    score = float(data["score"].values[best])
+    parts = [
+        terms(words_, data[name].isel(key=best))
+        for words_, name in (
+            ([html.Span("written where it looks,", className="faint"), token(words[best])],
+             "key_terms"),
+            ([html.Span("written where it looks from,", className="faint"), token(words[-1])],
+             "query_terms"),
+        )
+    ]  # fmt: skip
+    return html.Section(
+        [
+            html.H2("Why it looks there (QK)"),
+            html.Div(
+                [
+                    html.Span("score of", className="muted"),
+                    token(words[best]),
+                    html.Span("from the last position", className="muted"),
+                    html.Span(number(score), className="num"),
+                ],
+                className="row",
+            ),
+            *parts,
+            html.P(
+                "Each list adds up to the score, before a soft cap; the other side and the norms' "
+                "scales are held.",
+                className="faint",
+            ),
+        ],
+        className="card stack",
+    )
+
+
+def terms(label: list[Any], array: Any) -> html.Div:
+    """The largest parts of a score by writer, as bars from zero."""
+    values = array.values
+    order = sorted(range(len(values)), key=lambda i: -abs(float(values[i])))[:6]
+    top = max((abs(float(values[i])) for i in order), default=0.0) or 1.0
+    names = [str(n) for n in array.coords["component"].values]
+    bars = [bar_line(names[i], float(values[i]), top) for i in order]
+    return html.Div(
+        [html.Div(label, className="row"), html.Div(bars, className="strip")],
+        className="stack tight",
+    )
+
+
+def edges(what: dict[str, Any], layer: int, head: int) -> html.Section:
+    """The way on: which components feed this head, and where it writes to, measured."""
+    common = {"model": what["model"], "task": what["task"]}
+    name = f"L{layer}H{head}"
+    into = link("/method/path_patching", receivers=name, **common)
+    out = link("/method/path_patching", senders=name, **common)
+    return html.Section(
+        [
+            html.H2("Edges of this head"),
+            html.P(
+                "Patch single edges: what reaches this head's queries, keys and values, and what "
+                "it feeds.",
+                className="muted",
+            ),
+            html.Div(
+                [
+                    dcc.Link("Edges into it", href=into, className="button"),
+                    dcc.Link("Edges out of it", href=out, className="button"),
+                ],
+                className="row",
+            ),
+        ],
+        className="card stack",
+    )
 
 
 def writing(at: tuple[int, int, int], side: str, words: list[str], what: Any) -> html.Section:

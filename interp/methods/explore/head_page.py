@@ -8,14 +8,20 @@ import numpy as np
 import xarray as xr
 from pydantic import Field
 
-from interp.engine import head_writing, run_reads
+from interp.engine import ScoreTerms, head_writing, run_reads, score_terms
 from interp.methods.explore.sides import check_layer, dataset, sides_of, top_tokens
-from interp.terms import Context, HookedModel, Method, PromptPairs, Site, Texts
+from interp.terms import Check, Context, HookedModel, Method, PromptPairs, Site, Texts, UsageError
+
+PATTERN_BOUND = {"float64": 1e-5, "float32": 1e-4, "bfloat16": 0.05, "float16": 0.01}
+"""How far the softmax of the scores may be from the module's pattern, by dtype."""
 
 
 class HeadPage(Method):
-    """A head's pattern and the tokens that its output promotes from each source position.
+    """A head's pattern, the writes that make its scores, and the tokens that its output promotes.
 
+    A score before the soft cap is a sum over the writers at the query's position (its key held) and
+    over those at the key's (its query held), norms' divisors held at the run's own
+    (elhage2021framework, the QK circuit).
     ``write[key] = v[key] W_O`` is what the head adds if it looks at ``key`` alone; seen through the
     final norm with the scale of the last position it promotes tokens (elhage2021framework, the OV
     circuit; direct logit attribution with the final scale held fixed). ``direct`` is the same for
@@ -23,7 +29,7 @@ class HeadPage(Method):
     """
 
     title: ClassVar[str] = "Head"
-    question: ClassVar[str] = "Where does this head look, and what does it say from there?"
+    question: ClassVar[str] = "Where does this head look, why, and what does it say from there?"
     citations: ClassVar[tuple[str, ...]] = ("elhage2021framework",)
     needs: ClassVar[tuple[str, ...]] = ("pattern", "v", "z", "ln_final_scale", "blocks")
 
@@ -35,13 +41,16 @@ class HeadPage(Method):
     """Prompt, counted from 0."""
     top_k: Annotated[int, Field(ge=1, le=50)] = 8
     """So many promoted tokens at each source."""
+    query: int = -1
+    """Position whose scores are taken apart; negative counts from the end."""
 
     def measure(
         self, model: HookedModel, task: PromptPairs | Texts, context: Context
     ) -> xr.Dataset:
-        """``pattern``, promoted tokens by source, and the direct logit attribution."""
+        """``pattern``, terms of the scores, promoted tokens by source, direct logits."""
         check_layer(model, self.layer, self.head)
         sides = sides_of(task, (self.prompt,))
+        terms = self._terms(model, sides, context)
         shape = model.shape
         group = self.head // (shape.n_heads // shape.n_kv_heads)
         sites = [
@@ -94,10 +103,68 @@ class HeadPage(Method):
                     "direct logit at the last position",
                     1,
                 ),
+                "score": (
+                    ("side", "key"),
+                    np.stack([t.score for t in terms]),
+                    "1",
+                    f"attention score of position {self.query}, before the soft cap",
+                    1,
+                ),
+                "query_terms": (
+                    ("side", "component", "key"),
+                    np.stack([t.query for t in terms]),
+                    "1",
+                    "score by what was written where it looks from",
+                    1,
+                ),
+                "key_terms": (
+                    ("side", "component", "key"),
+                    np.stack([t.key for t in terms]),
+                    "1",
+                    "score by what was written where it looks",
+                    1,
+                ),
             },
-            {"side": list(sides)},
+            {"side": list(sides), "component": list(terms[0].writers)},
             layer=self.layer,
             head=self.head,
             kv_head=group,
             scale="final norm of the last position, held fixed",
         )
+
+    def _terms(
+        self, model: HookedModel, sides: dict[str, np.ndarray], context: Context
+    ) -> list[ScoreTerms]:
+        """Terms of the scores on each side, checked against the pattern they make."""
+        terms = [
+            score_terms(model, tokens[0], self.layer, self.head, self._query(tokens))
+            for tokens in sides.values()
+        ]
+        site = Site("pattern", layer=self.layer, head=self.head)
+        cap = model.blocks.layers[self.layer].facts.cap
+        apart = 0.0
+        for found, tokens in zip(terms, sides.values(), strict=True):
+            pattern = run_reads(model, tokens, [site])[site][0, self._query(tokens)]
+            score = np.where(np.isnan(found.score), -np.inf, found.score)
+            score = score if cap is None else np.tanh(score / cap) * cap
+            mine = np.exp(score - score.max())
+            apart = max(apart, float(np.abs(mine / mine.sum() - pattern).max()))
+        context.check(
+            Check(
+                "pattern_of_scores",
+                "softmax of the scores against the pattern",
+                apart,
+                PATTERN_BOUND.get(str(model.blocks.dtype).removeprefix("torch."), 1e-4),
+                note="Largest difference of an entry of this row; the terms add up to the scores.",
+            )
+        )
+        return terms
+
+    def _query(self, tokens: np.ndarray) -> int:
+        length = tokens.shape[1]
+        if not -length <= self.query < length:
+            raise UsageError(
+                f"Position {self.query} was asked for; this prompt has {length} tokens.",
+                remedy=f"Give one from 0 to {length - 1}, or from the end: -1 is the last.",
+            )
+        return self.query % length

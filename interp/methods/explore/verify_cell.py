@@ -8,10 +8,28 @@ import numpy as np
 import xarray as xr
 from pydantic import Field
 
-from interp.engine import Cell, answers, likeliest, metric_named, score_answers
+from interp.engine import (
+    Cell,
+    answers,
+    feature_cells,
+    feature_values,
+    likeliest,
+    metric_named,
+    score_answers,
+)
 from interp.engine.statistics import ratio_of_means
 from interp.methods.explore.sides import dataset
-from interp.terms import Context, Edit, HookedModel, Method, PromptPairs, Site
+from interp.models.dictionaries import check_fits
+from interp.terms import (
+    Context,
+    DictionaryRef,
+    Edit,
+    HookedModel,
+    Method,
+    PromptPairs,
+    Site,
+    UsageError,
+)
 
 
 class VerifyCell(Method):
@@ -29,8 +47,16 @@ class VerifyCell(Method):
     """Layer of the cell."""
     head: Annotated[int, Field(ge=0)] | None = None
     """Head of the cell; all if empty."""
+    neuron: Annotated[int, Field(ge=0)] | None = None
+    """Neuron of the cell, for mlp_post."""
+    dictionary: DictionaryRef | None = None
+    """Sparse autoencoder of the feature, for site feature."""
+    feature: Annotated[int, Field(ge=0)] | None = None
+    """Feature of the cell, for site feature."""
     position: int | str | None = None
     """Position or slot of the cell; all if empty."""
+    key_position: Annotated[int, Field(ge=0)] | None = None
+    """Source position of a pattern's entry; the whole row if empty."""
     window: Annotated[int, Field(ge=1, le=64)] = 1
     """Neighbouring layers edited together."""
     direction: Literal["denoising", "noising"] = "denoising"
@@ -45,27 +71,62 @@ class VerifyCell(Method):
     """So many tokens at the metric position."""
 
     def needed(self) -> tuple[str, ...]:
-        """The site it patches."""
-        return (self.site,)
+        """The site it patches; a feature stands where its dictionary says."""
+        return ("blocks",) if self.site == "feature" else (self.site,)
 
     def cell(self, n_layers: int) -> Cell:
-        """The edits of this cell."""
+        """The edits of this cell, where it is no feature."""
         layers: list[int | None] = [None]
         if self.layer is not None:
             first = self.layer - self.window // 2
             layers = [n for n in range(first, first + self.window) if 0 <= n < n_layers]
         return Cell(
             tuple(
-                Edit(Site(self.site, layer=n, head=self.head, position=self.position), self.with_)
+                Edit(
+                    Site(
+                        self.site,
+                        layer=n,
+                        head=self.head,
+                        neuron=self.neuron,
+                        position=self.position,
+                        key=self.key_position,
+                    ),
+                    self.with_,
+                )
                 for n in layers
             )
         )
+
+    def _feature_cell(
+        self, model: HookedModel, task: PromptPairs, context: Context, at: int | str
+    ) -> Cell:
+        """The addition that moves one feature to the other run's value, or to zero."""
+        if self.dictionary is None or self.feature is None:
+            raise UsageError(
+                "A feature is named by its dictionary and its number.",
+                remedy="Give dictionary and feature.",
+            )
+        book = context.dictionary(self.dictionary)
+        check_fits(book, model.shape)
+        if self.feature >= book.n_features:
+            raise UsageError(
+                f"Feature {self.feature} was asked for; {book.name} has {book.n_features}."
+            )
+        base, source = feature_values(
+            model, task, book, [self.feature], direction=self.direction, at=at
+        )
+        change = (source if self.with_ == "source" else 0 * base) - base
+        return feature_cells(book, [self.feature], change, [self.position])[0]
 
     def measure(self, model: HookedModel, task: PromptPairs, context: Context) -> xr.Dataset:
         """``effect``, ``metric_* [prompt]``, top tokens ``[side, prompt, top]``."""
         metric = metric_named(self.metric)
         at = int(self.at) if self.at.lstrip("-").isdigit() else self.at
-        cell = self.cell(model.shape.n_layers)
+        cell = (
+            self._feature_cell(model, task, context, at)
+            if self.site == "feature"
+            else self.cell(model.shape.n_layers)
+        )
         runs = {
             "clean": answers(model, task, "clean", at=at),
             "patched": answers(model, task, "patched", at=at, cell=cell, direction=self.direction),
