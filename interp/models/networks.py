@@ -21,7 +21,7 @@ LAYERS: dict[str, type[nn.Module]] = {
     "Linear": nn.Linear, "Conv2d": nn.Conv2d, "BatchNorm2d": nn.BatchNorm2d,
     "BatchNorm1d": nn.BatchNorm1d, "ReLU": nn.ReLU, "LeakyReLU": nn.LeakyReLU, "Tanh": nn.Tanh,
     "Sigmoid": nn.Sigmoid, "MaxPool2d": nn.MaxPool2d, "AvgPool2d": nn.AvgPool2d,
-    "Flatten": nn.Flatten, "Unflatten": nn.Unflatten,
+    "Flatten": nn.Flatten, "Unflatten": nn.Unflatten, "PixelShuffle": nn.PixelShuffle,
 }  # fmt: skip
 """Layers that a config may name."""
 

@@ -13,6 +13,9 @@ from interp.terms import InterpError, unknown_name
 NETWORK = "Network"
 """What a card and a config call a network of plain layers (``networks.py``)."""
 
+DICTIONARY = "SparseAutoencoder"
+"""What a card calls dictionaries (``dictionaries.py``)."""
+
 ZOO = Path(__file__).with_name("zoo")
 """Folder of the shipped models: one folder each, with weights and ``card.json``."""
 
@@ -44,8 +47,9 @@ class Card:
 
     @property
     def size_bytes(self) -> int:
-        """Bytes of the weights on disk (0 where nothing is shipped)."""
-        files = [] if self.path is None else self.path.glob("*.safetensors")
+        """Bytes of the weights on disk (0 where nothing is shipped), checkpoints left out."""
+        pattern = "*/*.safetensors" if self.architecture == DICTIONARY else "*.safetensors"
+        files = [] if self.path is None else self.path.glob(pattern)
         return sum(p.stat().st_size for p in files)
 
     @property
@@ -79,6 +83,13 @@ MODELS: dict[str, Card] = {
         "Which heads find the name that was not repeated?",
         "GPT2LMHeadModel",
         folder="ioi",
+    ),
+    "modadd": Card(
+        "modadd",
+        "addition modulo 53, with the way to it",
+        "How does a network that knew sums by heart come to compute them?",
+        "GPT2LMHeadModel",
+        folder="modadd",
     ),
     "hops": Card(
         "hops",
@@ -173,17 +184,21 @@ MODELS: dict[str, Card] = {
 }
 """The shipped models by name."""
 
+DICTIONARIES: dict[str, Card] = {}
+"""The shipped dictionaries: no models, but what methods with features take beside one."""
+
 
 def card_of(name: str) -> Card:
-    """The card of ``NAME`` or ``zoo:NAME``.
+    """The card of ``NAME`` or ``zoo:NAME``, a model or a set of dictionaries.
 
     Raises:
         UsageError: no such model, with the near misses.
     """
     name = name.removeprefix("zoo:")
-    if name not in MODELS:
+    known = {**MODELS, **DICTIONARIES}
+    if name not in known:
         raise unknown_name("model", f"zoo:{name}", [f"zoo:{n}" for n in MODELS])
-    return MODELS[name]
+    return known[name]
 
 
 @dataclass(frozen=True)
@@ -199,7 +214,7 @@ class Listed:
         n_params: number of weights, 0 if unknown.
         ok: whether it opens.
         reason: why it does not.
-        origin: ``zoo`` or ``folder``.
+        origin: ``zoo``, ``folder`` or ``dictionary``.
     """
 
     ref: str
@@ -217,16 +232,28 @@ class Listed:
         return asdict(self)
 
 
-def list_models(roots: Iterable[str | Path] = ()) -> list[Listed]:
+def list_models(roots: Iterable[str | Path] = (), dictionaries: bool = False) -> list[Listed]:
     """The shipped models, then every checkpoint folder under ``roots``; reads no weights.
 
     A folder that is a checkpoint but cannot be opened is listed with the reason. Links that
     lead out of a root are not followed.
+
+    Args:
+        roots: folders to look into.
+        dictionaries: list the shipped dictionaries too, behind the shipped models.
     """
     found = [
         Listed(f"zoo:{c.name}", c.title, c.question, c.architecture, c.size_bytes)
         for c in MODELS.values()
     ]
+    if dictionaries:
+        found += [
+            Listed(
+                f"zoo:{c.name}", c.title, c.question, c.architecture, c.size_bytes,
+                origin="dictionary",
+            )
+            for c in DICTIONARIES.values()
+        ]  # fmt: skip
     for root in roots:
         top = Path(root).expanduser()
         for folder in _checkpoint_folders(top):

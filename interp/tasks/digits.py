@@ -39,19 +39,28 @@ def patients() -> tuple[np.ndarray, np.ndarray]:
     return x, table.target
 
 
-def make_digits(model: HookedModel, *, n: int, seed: int, split: str) -> LabelledInputs:
+def noisy(pixels: np.ndarray, noise: float, seed: int) -> np.ndarray:
+    """Pixels with normal noise of this spread, cut to [0, 1]."""
+    draw = np.random.default_rng([7, seed])
+    return np.clip(pixels + noise * draw.normal(size=pixels.shape), 0.0, 1.0)
+
+
+def make_digits(
+    model: HookedModel, *, n: int, seed: int, split: str, noise: float
+) -> LabelledInputs:
     """Images shaped as the model takes them, drawn without repetition."""
     pixels, labels = images()
     rows = {"test": range(TRAIN, len(pixels)), "train": range(TRAIN), "any": range(len(pixels))}
     chosen = _draw(rows[split], n, seed)
-    shape = _shape_of(model)
+    shape = shape_of(model)
     if int(np.prod(shape)) != 64:
         raise TaskError(
             f"Digits are 8 × 8 images; the model takes inputs of shape {tuple(shape)}.",
             remedy="Take zoo:digits-mlp, or give LabelledInputs of your own.",
         )
+    shown = noisy(pixels[chosen], noise, seed) if noise else pixels[chosen]
     return LabelledInputs(
-        pixels[chosen].reshape(len(chosen), *shape), labels[chosen],
+        shown.reshape(len(chosen), *shape), labels[chosen],
         {k: str(k) for k in range(10)},
     )  # fmt: skip
 
@@ -59,9 +68,9 @@ def make_digits(model: HookedModel, *, n: int, seed: int, split: str) -> Labelle
 def make_diabetes(model: HookedModel, *, n: int, seed: int) -> LabelledInputs:
     """Patients; the label is the progression, rounded. The first input is the mean patient."""
     x, target = patients()
-    if _shape_of(model) != (len(FEATURES),):
+    if shape_of(model) != (len(FEATURES),):
         raise TaskError(
-            f"A patient has {len(FEATURES)} features; the model takes {_shape_of(model)}.",
+            f"A patient has {len(FEATURES)} features; the model takes {shape_of(model)}.",
             remedy="Take zoo:monotone-mlp, or give LabelledInputs of your own.",
         )
     chosen = _draw(range(len(x)), n - 1, seed) if n > 1 else np.zeros(0, dtype=int)
@@ -76,7 +85,7 @@ def _draw(rows: range, n: int, seed: int) -> np.ndarray:
     return np.random.default_rng(seed).choice(np.array(rows), n, replace=False)
 
 
-def _shape_of(model: HookedModel) -> tuple[int, ...]:
+def shape_of(model: HookedModel) -> tuple[int, ...]:
     """The shape of one input of a plain network.
 
     Raises:
@@ -98,6 +107,8 @@ DIGITS = TaskFamily(
         "n": COUNT, "seed": SEED,
         "split": Knob(str, "test", ("test", "train", "any"), "images the shipped networks never "
                       "saw, those they were trained on, or all"),
+        "noise": Knob(float, 0.0, (0.0, 10.0), "spread of noise added to every pixel; the sum is "
+                      "cut to 0 … 1"),
     },
     make_digits, type_name="LabelledInputs",
 )  # fmt: skip

@@ -1,10 +1,12 @@
-"""``python -m interp.training NAME``: train a shipped model again, on two threads."""
+"""``python -m interp.training NAME``: train a shipped model again, on two threads at most."""
 
 from __future__ import annotations
 
 import argparse
 import os
 import sys
+import tempfile
+from contextlib import ExitStack
 from pathlib import Path
 
 from interp.terms import InterpError, UsageError, unknown_name
@@ -27,6 +29,12 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("name", help=f"which: {names}; or all")
     parser.add_argument(
+        "--check",
+        action="store_true",
+        help="leave what ships as it is, and say whether the model trained again agrees with it: "
+        "the same bits, or the card's numbers within its tolerance",
+    )
+    parser.add_argument(
         "--out",
         type=Path,
         help="the folder to write (default: where the package "
@@ -44,6 +52,21 @@ def zoo() -> Path:
     return Path(interp.models.__file__).parent / "zoo"
 
 
+def _trained(name: str, folder: Path, given: argparse.Namespace) -> bool:
+    """Train one model; False where it was checked and does not agree."""
+    _say(f"training {name} into {folder}")
+    card = RECIPES[name].make(folder, _say, given.steps, given.seed)
+    for title, row in card.get("accuracy", {}).items():
+        _say(f"  {title}: {row['right']:.3f} right, {row['preferred']:.3f} preferred")
+    if not given.check:
+        return True
+    from interp.training.agreement import compare
+
+    found = compare(zoo() / name, folder)
+    _say(f"  {name}: {'does not ship yet' if found is None else found}")
+    return found is None or found.ok
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Run one recipe or all; returns the exit code."""
     given = _parser().parse_args(arguments)
@@ -59,20 +82,19 @@ def main(arguments: list[str] | None = None) -> int:
         import torch
 
         torch.set_num_threads(THREADS)
-        for name in names:
-            out = given.out or zoo()
-            folder = out if given.out and given.name != "all" else out / name
-            _say(f"training {name} into {folder}")
-            card = RECIPES[name].make(folder, _say, given.steps, given.seed)
-            for title, row in card.get("accuracy", {}).items():
-                _say(f"  {title}: {row['right']:.3f} right, {row['preferred']:.3f} preferred")
+        with ExitStack() as stack:
+            out = given.out
+            if given.check and out is None:
+                out = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+            several = given.name == "all" or given.out is None
+            agree = [_trained(n, (out or zoo()) / n if several else out, given) for n in names]
+        return 0 if all(agree) else 1
     except InterpError as error:
         _say(str(error))
         return error.exit_code
     except OSError as error:
         _say(f"The folder cannot be written: {error.strerror}.")
         return 1
-    return 0
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The recipe of ``zoo:ioi``: a GPT-2 of 4 layers × 4 heads on the whole grammar."""
+"""The recipe of ``zoo:ioi``: a GPT-2 of 4 layers × 8 heads on the whole grammar."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ PLAN = grammars.Plan(
     name="ioi",
     title="indirect objects and four other grammars",
     question="Which heads find the name that was not repeated?",
-    build=lambda vocab: GPT2(Shape(vocab, drop=0.2)),
-    schedule=Schedule(steps=4000, stop=3000),
+    build=lambda vocab: GPT2(Shape(vocab, heads=8, drop=0.2)),
+    schedule=Schedule(steps=4000),
     facts={"positions": "learned"},
     reading=(
         "From the last word, heads 0.1 and 0.2 look at both first names about equally and "

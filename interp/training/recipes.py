@@ -28,9 +28,19 @@ class Recipe:
 
 
 RECIPES: dict[str, Recipe] = {
-    "ioi": Recipe("ioi", "GPT-2, 4 layers × 4 heads, five grammars", "interp.training.ioi"),
+    "ioi": Recipe("ioi", "GPT-2, 4 layers × 8 heads, five grammars", "interp.training.ioi"),
     "ioi-llama": Recipe("ioi-llama", "Llama, the same grammars", "interp.training.ioi_llama"),
+    "induction": Recipe(
+        "induction", "two layers of attention, runs of letters", "interp.training.induction"
+    ),
+    "modadd": Recipe("modadd", "one layer, addition modulo 53", "interp.training.modadd"),
     "hops": Recipe("hops", "pointer chains, weights set by hand", "interp.training.hops"),
+    "hops-trained": Recipe(
+        "hops-trained", "pointer chains, six layers, trained", "interp.training.hops_trained"
+    ),
+    "deep": Recipe("deep", "the grammar in twelve thin layers", "interp.training.deep"),
+    "shallow": Recipe("shallow", "the grammar in four thin layers", "interp.training.shallow"),
+    "ioi-sae": Recipe("ioi-sae", "sparse autoencoders of zoo:ioi", "interp.training.ioi_sae"),
     "digits-collapse": Recipe(
         "digits-collapse",
         "a perceptron on digits, into neural collapse",

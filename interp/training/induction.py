@@ -1,0 +1,189 @@
+"""The recipe of ``zoo:induction``: two layers of attention alone, on runs of letters said again."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from interp.tasks import load_task
+from interp.tasks.grammar import BOS, UNKNOWN
+from interp.tasks.induction import LETTERS
+from interp.terms import ModelShape, PromptPairs
+from interp.training.checkpoints import CARD, write_checkpoint, write_json
+from interp.training.circuit import Ablation, Head, search
+from interp.training.decoder import Decoder
+from interp.training.gpt2 import Shape
+from interp.training.loop import Plan, fit
+from interp.training.scoring import Reader, scores
+from interp.training.vocabulary import Words, tokenizer_files
+
+WORDS = (BOS, UNKNOWN, *LETTERS)
+SHAPE = Shape(len(WORDS), context=64, layers=2, heads=2, width=64)
+PLAN = Plan(steps=2000, rows=64, rate=3e-3, warm=100)
+LENGTH = 40
+"""Letters of a training prompt."""
+SHORTEST, LONGEST = 3, 24
+"""Letters of a run in training."""
+JUMPS = 0.4
+"""Share of the letters behind the run that start a new stretch."""
+TASK = "induction:n=200,seed=11"
+ACCURACY = {
+    "runs of 12": "induction:n=1000,seed=1",
+    "runs of 4": "induction:n=1000,seed=2,length=4",
+    "runs of 24": "induction:n=1000,seed=3,length=24",
+    "runs of 12, three said again": "induction:n=1000,seed=4,again=3",
+    "runs of 12, another cue": "induction:n=1000,seed=5,contrast=cue",
+}
+
+
+def batch(dice: torch.Generator, rows: int) -> tuple[Tensor, Tensor]:
+    """Prompts and where the next letter can be known.
+
+    A run of different letters is said once; then short stretches of it, each from a letter drawn
+    anew, so that neither place nor distance tells what comes, only what followed before.
+
+    Args:
+        dice: decides all of it.
+        rows: how many.
+
+    Returns:
+        Tokens ``[row, 1 + LENGTH]`` and a mask of positions whose next token is counted.
+    """
+    order = torch.rand(rows, len(LETTERS), generator=dice).argsort(1) + 2
+    period = torch.randint(SHORTEST, LONGEST + 1, (rows, 1), generator=dice)
+    steps = torch.arange(LENGTH)[None]
+    jumps = (torch.rand(rows, LENGTH, generator=dice) < JUMPS) & (steps >= period)
+    jumps |= steps == period
+    shift = (jumps * torch.randint(0, LONGEST, (rows, LENGTH), generator=dice)).cumsum(1)
+    place = (steps + shift).remainder(period)
+    letters = order.gather(1, place)
+    tokens = torch.cat([torch.zeros(rows, 1, dtype=torch.long), letters], 1)
+    known = torch.zeros(tokens.shape, dtype=torch.bool)
+    told = (place < period - 1) & (steps >= period)
+    known[:, 1:-1] = told[:, :-1] & ~jumps[:, 1:]
+    return tokens, known
+
+
+def sinusoids(context: int, width: int) -> Tensor:
+    """Where learned positions start: ``[position, width]``, so that one step is one rotation."""
+    rates = 200.0 ** (-torch.arange(0, width, 2) / width)
+    angles = torch.outer(torch.arange(context).float(), rates)
+    return torch.cat([angles.sin(), angles.cos()], 1)
+
+
+def loss_of(module: Decoder, tokens: Tensor, known: Tensor) -> Tensor:
+    """Mean cross-entropy of the letters that can be known."""
+    logits = module.unembed(module.hidden(tokens)[known])
+    return F.cross_entropy(logits, tokens.roll(-1, dims=1)[known])
+
+
+def attention(module: Decoder, task: PromptPairs) -> dict[str, dict[str, float]]:
+    """Mean attention of every head: to the token before, and from the cue to what followed it."""
+    tokens = torch.tensor(task.clean)
+    rows = torch.arange(len(tokens))
+    end, after = (torch.tensor(task.slots[k]) for k in ("END", "NEXT"))
+    out = {}
+    for layer, pattern in enumerate(module.patterns(tokens)):
+        for head in range(pattern.shape[1]):
+            before = pattern[:, head, 1:].diagonal(0, 1, 2)[:, 1:].mean()
+            out[f"{layer}.{head}"] = {
+                "to the token before": round(float(before), 3),
+                "END to NEXT": round(float(pattern[rows, head, end, after].mean()), 3),
+            }
+    return out
+
+
+def make(
+    out: Path, say: Callable[[str], None], steps: int | None = None, seed: int = 0
+) -> dict[str, Any]:
+    """Train, measure, write the folder; returns the card."""
+    torch.manual_seed(seed)
+    module = Decoder(SHAPE, neurons=0, embed=0.3)
+    with torch.no_grad():
+        module.wpe.weight.copy_(0.5 * sinusoids(SHAPE.context, SHAPE.width))
+    dice = torch.Generator().manual_seed(seed)
+    took = fit(module, lambda _: loss_of(module, *batch(dice, PLAN.rows)), PLAN, say, stop=steps)
+    size = write_checkpoint(
+        out, module.checkpoint(), module.config(), tokenizer_files(WORDS, SHAPE.context)
+    )
+    card = card_of(module, size, steps or PLAN.steps, seed, took)
+    write_json(out / CARD, card)
+    return card
+
+
+def card_of(module: Decoder, size: int, steps: int, seed: int, took: float) -> dict[str, Any]:
+    """What is measured of the trained model, and how it was made."""
+    shape = SHAPE
+    read = Reader(
+        Words(WORDS),
+        ModelShape(
+            shape.layers, shape.heads, shape.heads, shape.width, shape.width // shape.heads,
+            4, shape.vocab, shape.context,
+        ),
+    )  # fmt: skip
+
+    def last(tokens: Tensor) -> Tensor:
+        with torch.no_grad():
+            return module(tokens)[:, -1]
+
+    found = scores(last, read, ACCURACY)
+    task = load_task(TASK, read)  # type: ignore[arg-type]
+    assert isinstance(task, PromptPairs)
+    return {
+        "name": "induction",
+        "title": "two layers of attention that complete a run of letters",
+        "question": "Which head looks one back, and which finds what followed the last time?",
+        "architecture": "GPT2LMHeadModel",
+        "size_bytes": size,
+        "facts": {
+            "layers": shape.layers, "heads": shape.heads, "d_model": shape.width,
+            "vocabulary": shape.vocab, "context": shape.context, "positions": "learned",
+            "mlp": "none: its input weights are 0, so it adds 0",
+            "tokenizer": "capital letters, one token each; <bos> is prepended, as in training",
+        },
+        "data": {
+            "what": f"a run of {SHORTEST} to {LONGEST} different letters, then short stretches "
+            f"of it; {LENGTH} letters a prompt",
+            "prompts": steps * PLAN.rows,
+        },
+        "training": {
+            "command": "python -m interp.training induction", "steps": steps, "rows": PLAN.rows,
+            "rate": PLAN.rate, "warm": PLAN.warm, "decay": PLAN.decay, "seed": seed,
+            "cpu_seconds": round(took, 1), "threads": 1,
+        },
+        "accuracy": {
+            name: {"task": ACCURACY[name], **row.to_json()} for name, row in found.items()
+        },
+        "mechanism": mechanism(module, task),
+    }  # fmt: skip
+
+
+def mechanism(module: Decoder, task: PromptPairs) -> dict[str, Any]:
+    """The heads that carry the task, the controls, and what each head looks at."""
+    ablation = Ablation(module, module.projections, SHAPE.heads, task)
+    circuit = search(ablation)
+    seen = attention(module, task)
+    sets = ablation.random_sets(len(circuit.heads), 20, seed=1, without=circuit.heads)
+    back: list[Head] = [h for h in circuit.heads if h[0] == 0]
+    forward = [h for h in circuit.heads if h[0] == 1]
+    with ablation.ablated(back):
+        without = attention(module, task)
+    return {
+        "task": TASK,
+        "heads": [list(h) for h in circuit.heads],
+        "logit_diff": round(ablation.full, 3),
+        "kept": round(circuit.kept, 4),
+        "left": round(circuit.left, 4),
+        "controls": f"{len(sets)} sets of as many heads that are not named",
+        "random_kept_most": round(max(map(ablation.kept, sets)), 4),
+        "random_left_least": round(min(map(ablation.left, sets)), 4),
+        "attention": {f"{i}.{h}": seen[f"{i}.{h}"] for i, h in circuit.heads},
+        "attention_without_layer_0": {
+            f"{i}.{h}": without[f"{i}.{h}"]["END to NEXT"] for i, h in forward
+        },
+    }
