@@ -191,10 +191,9 @@ class _Tanh(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
         if func is torch.tanh and args[0].requires_grad:
-            x = args[0]
-            return forms.stopped(
-                out, x * (torch.tanh(x.detach()) / forms.away_from_zero(x.detach()))
-            )
+            x, at = args[0], args[0].detach()
+            slope = torch.where(at == 0, 1.0, torch.tanh(at) / torch.where(at == 0, 1.0, at))
+            return forms.stopped(out, x * slope)
         return out
 
 
