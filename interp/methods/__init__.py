@@ -7,15 +7,21 @@ from interp.methods.collapse.collapse import Collapse
 from interp.methods.collapse.collapse_theory import CollapseTheory
 from interp.methods.collapse.mixup_geometry import MixupGeometry
 from interp.methods.collapse.recorder import CollapseRecorder
+from interp.methods.depth.depth_gradients import DepthGradients
+from interp.methods.depth.layer_statistics import LayerStatistics
+from interp.methods.depth.residual_erasure import ResidualErasure
+from interp.methods.depth.skip_map import SkipMap
 from interp.methods.explore.attention_patterns import AttentionPatterns
 from interp.methods.explore.head_page import HeadPage
 from interp.methods.explore.next_tokens import NextTokens
 from interp.methods.explore.pair_check import PairCheck
 from interp.methods.explore.verify_cell import VerifyCell
+from interp.methods.lenses.logit_lens import LogitLens
 from interp.methods.lipschitz.global_lipschitz import GlobalLipschitz
 from interp.methods.lipschitz.layer_gain import LayerGain
 from interp.methods.lipschitz.local_lipschitz import LocalLipschitz
 from interp.methods.lipschitz.monotonicity import Monotonicity
+from interp.methods.observables.head_features import HeadFeatures
 from interp.methods.patching.activation_patching import ActivationPatching
 from interp.methods.patching.causal_tracing import CausalTracing
 from interp.methods.patching.path_patching import PathPatching
@@ -30,6 +36,7 @@ METHODS: dict[str, type[Method]] = {
     "collapse": Collapse,
     "collapse_theory": CollapseTheory,
     "global_lipschitz": GlobalLipschitz,
+    "head_features": HeadFeatures,
     "head_page": HeadPage,
     "layer_gain": LayerGain,
     "local_lipschitz": LocalLipschitz,
@@ -38,7 +45,12 @@ METHODS: dict[str, type[Method]] = {
     "next_tokens": NextTokens,
     "pair_check": PairCheck,
     "path_patching": PathPatching,
+    "depth_gradients": DepthGradients,
+    "layer_statistics": LayerStatistics,
+    "residual_erasure": ResidualErasure,
+    "logit_lens": LogitLens,
     "relevance": Relevance,
+    "skip_map": SkipMap,
     "verify_cell": VerifyCell,
 }
 """Every method by its key (snake_case of the class's name)."""
@@ -51,14 +63,20 @@ __all__ = [
     "Collapse",
     "CollapseRecorder",
     "CollapseTheory",
+    "HeadFeatures",
     "HeadPage",
+    "DepthGradients",
     "GlobalLipschitz",
+    "ResidualErasure",
     "LayerGain",
+    "LayerStatistics",
     "LocalLipschitz",
+    "LogitLens",
     "Monotonicity",
     "MixupGeometry",
     "NextTokens",
     "PairCheck",
     "PathPatching",
+    "SkipMap",
     "VerifyCell",
 ]

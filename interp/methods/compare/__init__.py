@@ -1,0 +1,1 @@
+"""Two models, two layers, two checkpoints, held side by side."""

@@ -1,0 +1,1 @@
+"""How a model uses its depth: what each layer adds, and what is lost without it."""

@@ -1,0 +1,1 @@
+"""What the residual stream says when it is read early."""
