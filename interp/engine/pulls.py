@@ -68,6 +68,21 @@ def norm_pull(
     return norm.centred(v) / scale[..., None]
 
 
+def norm_push(
+    norm: NormMap | None, w: Tensor, treatment: str, x: Tensor, scale: Tensor | None
+) -> Tensor:
+    """What a norm makes of w ``[…, D]``, biases out: the transpose of ``norm_pull``."""
+    if norm is None or scale is None or treatment == "ignore":
+        return w
+    if treatment == "norm":
+        return norm.gain * w * (math.sqrt(w.shape[-1]) / x.norm(dim=-1, keepdim=True))
+    w = norm.centred(w)
+    if treatment == "exact":
+        c = norm.centred(x)
+        w = w - c * ((c * w).sum(-1) / (x.shape[-1] * scale**2))[..., None]
+    return norm.gain * w / scale[..., None]
+
+
 def layer_norm_pull(
     maps: LayerMaps, name: str, y: Tensor, treatment: str, run: LayerTrace | None
 ) -> Tensor:
@@ -75,9 +90,7 @@ def layer_norm_pull(
     norm = maps.norms[name]
     if run is None or norm is None:
         return norm_pull(norm, y, treatment, post=name in POST)
-    return norm_pull(
-        norm, y, treatment, run.read_by(name), run.scales[name], post=name in POST
-    )
+    return norm_pull(norm, y, treatment, run.read_by(name), run.scales[name], post=name in POST)
 
 
 def ov_pull(maps: LayerMaps, y: Tensor) -> Tensor:

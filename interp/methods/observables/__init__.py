@@ -1,0 +1,1 @@
+"""Observable propagation: what an observable reads further back, from the weights."""
