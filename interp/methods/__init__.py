@@ -7,15 +7,20 @@ from interp.methods.collapse.collapse import Collapse
 from interp.methods.collapse.collapse_theory import CollapseTheory
 from interp.methods.collapse.mixup_geometry import MixupGeometry
 from interp.methods.collapse.recorder import CollapseRecorder
+from interp.methods.depth.block_jacobian import BlockJacobian
 from interp.methods.depth.depth_gradients import DepthGradients
+from interp.methods.depth.layer_importance import LayerImportance
+from interp.methods.depth.layer_programs import LayerPrograms
 from interp.methods.depth.layer_statistics import LayerStatistics
 from interp.methods.depth.residual_erasure import ResidualErasure
+from interp.methods.depth.residual_expansion import ResidualExpansion
 from interp.methods.depth.skip_map import SkipMap
 from interp.methods.explore.attention_patterns import AttentionPatterns
 from interp.methods.explore.head_page import HeadPage
 from interp.methods.explore.next_tokens import NextTokens
 from interp.methods.explore.pair_check import PairCheck
 from interp.methods.explore.verify_cell import VerifyCell
+from interp.methods.interpreter.linear_interpreter import LinearInterpreter
 from interp.methods.lenses.logit_lens import LogitLens
 from interp.methods.lipschitz.global_lipschitz import GlobalLipschitz
 from interp.methods.lipschitz.layer_gain import LayerGain
@@ -39,12 +44,17 @@ METHODS: dict[str, type[Method]] = {
     "head_features": HeadFeatures,
     "head_page": HeadPage,
     "layer_gain": LayerGain,
+    "linear_interpreter": LinearInterpreter,
     "local_lipschitz": LocalLipschitz,
     "monotonicity": Monotonicity,
     "mixup_geometry": MixupGeometry,
     "next_tokens": NextTokens,
     "pair_check": PairCheck,
     "path_patching": PathPatching,
+    "block_jacobian": BlockJacobian,
+    "layer_importance": LayerImportance,
+    "layer_programs": LayerPrograms,
+    "residual_expansion": ResidualExpansion,
     "depth_gradients": DepthGradients,
     "layer_statistics": LayerStatistics,
     "residual_erasure": ResidualErasure,
@@ -65,6 +75,11 @@ __all__ = [
     "CollapseTheory",
     "HeadFeatures",
     "HeadPage",
+    "LinearInterpreter",
+    "BlockJacobian",
+    "LayerImportance",
+    "LayerPrograms",
+    "ResidualExpansion",
     "DepthGradients",
     "GlobalLipschitz",
     "ResidualErasure",

@@ -40,7 +40,12 @@ SMALL_AXES: dict[str, str] = {
     "alpha": "length of a steering vector, in median lengths of the residual",
     "cell": "one cell of a grid, in the order of its axes",
     "part": "attention, MLP, or the whole layer",
-    "mode": "what a skip or an erasure stands for: current or future tokens, direct dependence",
+    "mode": "what a skip or an erasure stands for: current or future tokens, direct dependence; "
+    "or a singular direction, the largest first",
+    "pixel": "the pixel whose row or column of a matrix is shown",
+    "channel_out": "channel of an output that is a picture",
+    "row_out": "row of an output that is a picture",
+    "column_out": "column of an output that is a picture",
     "stat": "how tokens are put together: largest, mean, or 95 % quantile",
     "gap": "how many layers two residuals are apart",
     "definition": "which definition of effective depth",

@@ -37,9 +37,9 @@ SUMS = frozenset(
 )
 JOINED = frozenset("cat concat concatenate stack hstack vstack".split())
 PRODUCTS = frozenset(
-    "mul multiply __mul__ __rmul__ __imul__ matmul __matmul__ __rmatmul__ bmm mm mv dot einsum div "
-    "divide true_divide __truediv__ __rtruediv__ __div__ bilinear addcmul addcdiv outer pow __pow__ "
-    "__rpow__ lerp".split()
+    "mul multiply __mul__ __rmul__ __imul__ matmul __matmul__ __rmatmul__ bmm mm mv dot einsum "
+    "div divide true_divide __truediv__ __rtruediv__ __div__ bilinear addcmul addcdiv outer "
+    "pow __pow__ __rpow__ lerp".split()
 )
 
 LINEAR = frozenset(
@@ -49,9 +49,9 @@ LINEAR = frozenset(
     "roll flip neg negative __neg__ mean sum cumsum avg_pool1d avg_pool2d avg_pool3d "
     "adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d interpolate upsample "
     "pixel_shuffle pixel_unshuffle unfold fold tril triu diagonal detach size dim numel stride "
-    "is_floating_point requires_grad_ __get__ __len__ is_contiguous shape data_ptr copy_ zeros_like "
-    "ones_like empty_like full_like new_zeros new_ones new_full new_empty view_as reshape_as "
-    "is_complex element_size ndimension get_device isnan isfinite isinf any all eq ne lt gt le ge "
+    "is_floating_point requires_grad_ __get__ __len__ is_contiguous shape data_ptr copy_ "
+    "zeros_like ones_like empty_like full_like new_zeros new_ones new_full new_empty view_as "
+    "reshape_as is_complex element_size ndimension get_device isnan isfinite isinf any all eq ne lt gt le ge "
     "argmax argmin __eq__ __ne__ __lt__ __gt__ __le__ __ge__ identity channel_shuffle "
     "mT item tolist __bool__ __float__ __int__ is_nonzero equal allclose "
     "__set__ register_hook retain_grad backward numpy cpu cuda __repr__ __format__ __hash__ "

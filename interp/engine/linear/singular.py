@@ -1,7 +1,7 @@
 """Singular vectors of F, each with a certificate: dense where F is small, else by products alone.
 
-``certificate_i = max(‖F v_i - σ_i u_i‖, ‖Fᵀ u_i - σ_i v_i‖)``: a true singular value of F lies within
-it of σ_i. It does not prove that none larger was missed.
+``certificate_i = max(‖F v_i - σ_i u_i‖, ‖Fᵀ u_i - σ_i v_i‖)``: a true singular value of F lies
+within it of σ_i. It does not prove that none larger was missed.
 """
 
 from __future__ import annotations
