@@ -27,7 +27,15 @@ Kind = Literal[
     "card",
     "scatter",
     "points",
+    "sheet",
+    "waterfall",
 ]
+
+PICTURES: tuple[tuple[str, str], ...] = (("row", "column"), ("row_out", "column_out"))
+"""Pairs of axes that make a picture, (y, x)."""
+
+MOST_SHEET = 32
+"""Most pictures side by side; with more, one is shown at a time."""
 
 SQUARES: tuple[tuple[str, str], ...] = (
     ("query", "key"),
@@ -115,8 +123,11 @@ def plan_of(array: xr.DataArray) -> Plan:
         other = next((d for d in ("draw", "label") if d in dims), None)
         other = other or next(d for d in dims if d != "coordinate")
         return _plan("points", (other, "coordinate"), dims)
-    if {"row", "column"} <= set(dims):
-        return _plan("image", ("row", "column"), dims)
+    for pair in PICTURES:
+        if set(pair) <= set(dims):
+            return _picture(array, pair, dims, sizes)
+    if array.attrs.get("waterfall") and "component" in dims:
+        return _plan("waterfall", ("component",), dims)
     if "bound" in dims:
         others = [d for d in dims if d != "bound" and kind_of(d) not in ("selector",)]
         others = others or [d for d in dims if d != "bound"]
@@ -137,6 +148,16 @@ def plan_of(array: xr.DataArray) -> Plan:
 
 def _plan(kind: Kind, axes: tuple[str, ...], dims: list[str]) -> Plan:
     return Plan(kind, axes, tuple(d for d in dims if d not in axes))
+
+
+def _picture(
+    array: xr.DataArray, pair: tuple[str, str], dims: list[str], sizes: dict[str, int]
+) -> Plan:
+    """One picture, or a sheet of them along the axis that the array names (``sheet``)."""
+    along = str(array.attrs.get("sheet", ""))
+    if along in dims and 1 < sizes[along] <= MOST_SHEET:
+        return _plan("sheet", (*pair, along), dims)
+    return _plan("image", pair, dims)
 
 
 def _curve(x: str, dims: list[str], sizes: dict[str, int]) -> Plan:

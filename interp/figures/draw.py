@@ -10,7 +10,7 @@ import numpy as np
 import plotly.graph_objects as go
 
 from interp.figures.axes import ONE_BASED, entry_name, title_of
-from interp.figures.choose import Plan, drawn_names, labels_of, narrow, plan_of
+from interp.figures.choose import Plan, drawn_names, kind_of, labels_of, narrow, plan_of
 from interp.figures.grids import unit_text
 from interp.figures.makers import MAKERS, View, attrs_of, numbers_of
 from interp.figures.palette import theme
@@ -105,6 +105,7 @@ def _frame(
     chosen = [
         f"{entry_name(a, v)} of {array.sizes[a]}" if a in ONE_BASED else entry_name(a, v)
         for a, v in picked.items()
+        if array.sizes[a] > 1 or kind_of(a) not in ("image", "small")
     ]
     why = str(array.attrs.get("undefined") or view.data.attrs.get("undefined_reason") or "")
     notes = [n for n in notes if n]
@@ -115,6 +116,7 @@ def _frame(
         if (chosen or notes)
         else []
     )
+    crowded = 22 if plan.kind in ("patterns", "sheet") else 0
     above = textwrap.wrap(f"{view.title}: {long_name}" if view.title else long_name, 92)[:4]
     figure.update_layout(
         title={
@@ -128,7 +130,7 @@ def _frame(
             "subtitle": {"text": "<br>".join(quiet)},
         },
         margin={
-            "t": 40 + 20 * len(above) + 18 * len(quiet) + (22 if plan.kind == "patterns" else 0),
+            "t": 40 + 20 * len(above) + 18 * len(quiet) + crowded,
             "l": 60,
             "r": 20,
             "b": 84 if view.stamp else 60,

@@ -21,6 +21,7 @@ from interp.figures.choose import (
     noise_floor,
     spoken_labels,
 )
+from interp.figures.panels import sheet_of, waterfall_of
 from interp.figures.patterns import pattern_grid
 from interp.figures.points import Cloud, cloud
 from interp.figures.text import number, plain
@@ -404,6 +405,8 @@ def _points(view: View, name: str, array: xr.DataArray, plan: Plan, picked: dict
 
 
 MAKERS: dict[str, Any] = {
+    "sheet": sheet_of,
+    "waterfall": waterfall_of,
     "scatter": _scatter,
     "patterns": _patterns,
     "grid": _grid,

@@ -202,6 +202,7 @@ class Pictures:
             "votes: row of F times x₀",
             sheet="label",
             beside="input",
+            panel="logit residual",
         )
         self._declare_shares()
         out.coords["component"] = [s.name for s in self.first.sources]
@@ -282,6 +283,7 @@ class Pictures:
             "output per input",
             sheet="pixel",
             beside="input",
+            panel="row_sum",
         )
         self.out.declare("output", self.onto.axes, "f(x₀)", "output", signed=0)
         self.out.declare("row_sum", ("pixel",), "sum of the row", "output per input")
@@ -345,6 +347,7 @@ class Pictures:
             "eigen-inputs: right singular vectors",
             "1",
             sheet="mode",
+            panel="singular_value",
         )
         out.declare(
             "eigen_output",
