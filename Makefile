@@ -43,8 +43,8 @@ bench: .venv/.ready-test ## every benchmark beside the other tools; results in b
 screenshots: .venv/.ready-test ## take the pictures of README and docs again
 	@$(BIN)/python docs/screenshots.py $(ARGS)
 
-zoo: .venv/.ready-test ## train the shipped models again (ARGS=NAME for one)
-	@$(BIN)/python -m interp.training $(if $(ARGS),$(ARGS),all)
+zoo: .venv/.ready-test ## train the shipped models again and say whether they agree with what ships (ARGS=NAME)
+	@$(BIN)/python -m interp.training $(if $(ARGS),$(ARGS),all) --check
 
 audit: .venv/.ready-test ## known holes in the pinned packages (needs the network)
 	@$(BIN)/pip install --quiet pip-audit -c constraints.txt

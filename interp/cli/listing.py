@@ -14,20 +14,25 @@ from interp.terms.errors import UsageError
 
 
 def models(roots: Sequence[Path], voice: Voice) -> int:
-    """Shipped models and those in folders."""
+    """Shipped models and dictionaries with what each is good for, and models in folders."""
     from interp.models import list_models
 
     for root in roots:
         if not root.expanduser().is_dir():
             raise UsageError(f"There is no folder {root}.", remedy="--models wants a folder.")
-    found = [m.to_json() for m in list_models(roots)]
+    found = [m.to_json() for m in list_models(roots, dictionaries=True)]
     if voice.as_json:
         voice.document(found)
         return DONE
     voice.table(
-        ["model", "title", "architecture", "size", "remark"],
+        ["model", "good for", "architecture", "size"],
         [
-            [m["ref"], m["title"], m["architecture"], size(m["size_bytes"]), m["reason"]]
+            [
+                m["ref"],
+                m["reason"] or m["question"] or m["title"],
+                m["architecture"],
+                size(m["size_bytes"]),
+            ]
             for m in found
         ],
         right=["size"],

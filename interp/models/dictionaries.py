@@ -103,7 +103,8 @@ def load_dictionary(ref: str | Path, *, roots: Iterable[str | Path] | None = Non
     """Open a dictionary.
 
     Args:
-        ref: a folder with ``cfg.json`` and one safetensors file, or ``zoo:NAME``.
+        ref: a folder with ``cfg.json`` and one safetensors file, or ``zoo:NAME/HOOK``, as in
+            ``zoo:ioi-sae/blocks.2.hook_resid_post``.
         roots: folders it must lie in (by path or by name); None for anywhere.
 
     Raises:
@@ -138,11 +139,11 @@ def _folder(ref: str, roots: list[Path] | None) -> Path:
     if ref.startswith("zoo:"):
         name = ref.removeprefix("zoo:")
         folder = ZOO / name
-        if not re.fullmatch(r"[a-z0-9-]+", name) or not (folder / "cfg.json").is_file():
-            known = sorted(p.parent.name for p in ZOO.glob("*/cfg.json"))
+        fits = re.fullmatch(r"[a-z0-9-]+(/[a-z0-9_.-]+)?", name) and ".." not in name
+        if not fits or not (folder / "cfg.json").is_file():
             raise UsageError(
                 f"There is no shipped dictionary {ref!r}.",
-                remedy=f"There are: {', '.join('zoo:' + k for k in known) or 'none'}.",
+                remedy=f"There are: {dictionaries_of() or 'none'}.",
             )
         return folder
     places = [Path(ref).expanduser()] + [r / ref for r in roots or ()]
@@ -154,8 +155,26 @@ def _folder(ref: str, roots: list[Path] | None) -> Path:
             return place
     raise UsageError(
         f"There is no folder {ref!r} with a dictionary here.",
-        remedy="Give a folder with cfg.json and safetensors, or zoo:NAME.",
+        remedy="Give a folder with cfg.json and safetensors, or zoo:NAME/HOOK.",
     )
+
+
+def dictionaries_of(name: str = "zoo:") -> str:
+    """The shipped dictionaries whose ref begins so, apart by commas."""
+    return ", ".join(r for r in list_dictionaries() if r.startswith(name))
+
+
+def list_dictionaries(roots: Iterable[str | Path] = ()) -> list[str]:
+    """Refs of the shipped dictionaries, then of the folders under ``roots`` that hold one."""
+    shipped = sorted(p.parent for p in (*ZOO.glob("*/cfg.json"), *ZOO.glob("*/*/cfg.json")))
+    out = [f"zoo:{p.relative_to(ZOO).as_posix()}" for p in shipped]
+    for root in roots:
+        top = Path(root).expanduser()
+        for depth in ("*", "*/*", "*/*/*"):
+            for path in sorted(top.glob(f"{depth}/cfg.json")):
+                if path.resolve().is_relative_to(top.resolve()):
+                    out.append(path.parent.relative_to(top).as_posix())
+    return out
 
 
 def _weights(folder: Path) -> tuple[dict[str, Tensor], str]:

@@ -275,7 +275,16 @@ def _no_folder(path: Path, text: str) -> UsageError:
 
 
 def _from_zoo(text: str, dtype: torch.dtype) -> _Read:
-    card = registry.card_of(text)
+    from interp.models.dictionaries import dictionaries_of
+    from interp.models.networks import checkpoint_of
+
+    name, _, checkpoint = text.partition("@")
+    card = registry.card_of(name)
+    if card.architecture == registry.DICTIONARY:
+        raise UsageError(
+            f"{name} holds dictionaries, which belong to a model and are none.",
+            remedy=f"Give one where a method asks for a dictionary: {dictionaries_of(name)}.",
+        )
     facts = card.facts
     if card.path is not None:
         if not card.path.is_dir():
@@ -283,7 +292,10 @@ def _from_zoo(text: str, dtype: torch.dtype) -> _Read:
                 f"zoo:{card.name} is not in this installation: {card.path} is missing.",
                 remedy=f"Train it: python -m interp.training {card.name}",
             )
-        read = _from_folder(card.path, dtype)
+        folder = checkpoint_of(card, checkpoint) if checkpoint else card.path
+        read = _from_folder(folder, dtype)
+    elif checkpoint:
+        raise UsageError(f"{name} is built from a seed, so there is no @{checkpoint}.")
     else:
         from interp.models.zoo.hard import hard_model
 
@@ -291,7 +303,7 @@ def _from_zoo(text: str, dtype: torch.dtype) -> _Read:
             module = hard_model(facts["recipe"], seed=facts["seed"])
         read = _Read(module, tensors.hash_module(module), "")
         read.source = {"recipe": facts["recipe"], "seed": facts["seed"]}
-    read.id = f"zoo:{card.name}"
+    read.id = f"zoo:{card.name}{'@' + checkpoint if checkpoint else ''}"
     read.default_bos = facts.get("bos")
     return read
 

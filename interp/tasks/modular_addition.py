@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from interp.terms import HookedModel
 
 SIGN = "="
-SHARE = 0.35
+SHARE = 0.4
 """Share of all sums that ``zoo:modadd`` was trained on."""
 CONTRASTS: dict[str, str] = {
     "first": "the first number changes",

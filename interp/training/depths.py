@@ -97,6 +97,7 @@ def make(
         "loss": round(held_out_loss(module, words), 4),
         "loss_note": "mean cross-entropy in nats of every next word of 2,048 sentences of another "
         "seed; most words of a sentence cannot be known",
+        "tolerance": 0.05,
         "accuracy": {title: {"task": SPLITS[title], **s.to_json()} for title, s in found.items()},
         "cannot": [
             f"{t}: {s.right:.0%} right, {s.preferred:.0%} preferred"

@@ -30,7 +30,7 @@ N = len(words.SYMBOLS)
 PAIRS = words.CHAIN + words.DISTRACTORS
 SHAPE = Shape(words.VOCAB, context=16, layers=6, heads=4, width=64)
 NEURONS = 128
-PLAN = Plan(steps=3000, rows=64, rate=2e-3, hold=0.5)
+PLAN = Plan(steps=4500, rows=64, rate=2e-3, hold=0.7)
 ACCURACY = {f"{n} hop{'s' * (n > 1)}": f"hops:n=500,seed={n},hops={n}" for n in range(1, HOPS + 1)}
 QUESTIONS = tuple((s, h) for h in range(1, HOPS + 1) for s in range(words.CHAIN + 1 - h))
 """(place of the start in the chain, hops)."""

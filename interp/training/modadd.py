@@ -125,8 +125,8 @@ def measures(module: Decoder, frequencies: list[int]) -> dict[str, float]:
     tokens, answers = sums()
     known = trained_on()
     with torch.no_grad():
-        logits = module.unembed(module.hidden(tokens)[:, -1])[:, :P].double()
-    right = (logits.argmax(-1) == answers).double()
+        every = module.unembed(module.hidden(tokens)[:, -1])
+    right, logits = (every.argmax(-1) == answers).double(), every[:, :P].double()
     flat = waves()[[k - 1 for k in frequencies]].flatten(0, 1)
     basis = flat[:, (tokens[:, 0] + tokens[:, 1]) % P] / P**0.5
     main = basis.T @ (basis @ logits)
