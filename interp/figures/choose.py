@@ -54,6 +54,9 @@ STACKED_ROWS = 400
 MOST_MAPS = 64
 """Most maps of a grid of attention patterns; with more, one layer is shown at a time."""
 
+CURVES = ("alpha", "n_train", "reading")
+"""Small axes that are numbers with an order: an array over one of them is a curve."""
+
 LINES = 8
 """Most lines of one curve figure; more become a choice."""
 
@@ -81,7 +84,7 @@ class Plan:
 
 def kind_of(axis: str) -> str:
     """The kind of an axis; ``small`` for those a method adds."""
-    return AXES.get(axis, "small")
+    return "curve" if axis in CURVES else AXES.get(axis, "small")
 
 
 def drawn_names(data: xr.Dataset) -> list[str]:

@@ -243,8 +243,10 @@ class Search:
                 break
         return self._found(ended, kept, root, constants, dropped, n_dropped, width)
 
-    def exhaustive(self, say: Callable[[int], None] = lambda count: None) -> Found:
-        """Every path to the embedding."""
+    def exhaustive(
+        self, most: int | None = None, say: Callable[[int], None] = lambda count: None
+    ) -> Found:
+        """Every path to the embedding; the ``most`` best are kept (all by default)."""
         root = self.root()
         stack, ended, constants = [root], [], np.zeros(self.run.rows)
         while stack:
@@ -254,7 +256,9 @@ class Search:
             constants += rest
             stack += _made(children, np.flatnonzero(np.isfinite(children.scores)))
             say(len(ended))
-        return self._found(ended, [], root, constants, np.zeros(self.run.rows), 0, len(ended))
+        return self._found(
+            ended, [], root, constants, np.zeros(self.run.rows), 0, most or len(ended)
+        )
 
     def _level(self, front: list[Prefix]) -> tuple[list[Prefix], _Children, np.ndarray]:
         ended: list[Prefix] = []

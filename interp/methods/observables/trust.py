@@ -7,9 +7,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from interp.engine.traces import Maps
+from interp.engine.pulls import Pulled, layer_norm_pull
+from interp.engine.traces import Maps, Trace
 from interp.methods.observables.inputs import Readout
 from interp.methods.observables.reading import Standing
+from interp.methods.observables.search import Found
 from interp.terms import Check, Context
 
 UNIT = {torch.float64: 1e-6, torch.float32: 1e-4}
@@ -47,8 +49,6 @@ def of_identity(
         return
     sizes = vector.norm(dim=-1)
     b, n, h = np.unravel_index(int(sizes.argmax()), tuple(sizes.shape))
-    from interp.engine.pulls import layer_norm_pull
-
     part = maps.layer(int(n))
     y = layer_norm_pull(part, "post_attn", at.y[int(b), 0], treatment, None)
     alone = (part.w_v[int(h) // part.groups].double() @ part.w_o[int(h)].double()) @ y.double()
@@ -80,4 +80,51 @@ def of_angles(context: Context, parts: list[Any], ln: str) -> None:
         max(float(p["identity"]) for p in parts),
         1e-3,
         note="Largest difference in standard deviations of all heads' attributions.",
+    ))  # fmt: skip
+
+
+def of_recursion(context: Context, maps: Maps, run: Trace, pulled: Pulled, o: np.ndarray) -> None:
+    """All paths together against the observable."""
+    total = torch.einsum("rtd,rtd->r", pulled.embed, run.embed) + pulled.const
+    total = (total + sum(pulled.remainder)).double().cpu().numpy()
+    size = max(float(np.std(o)), float(np.abs(o).mean()), 1e-30)
+    context.check(Check(
+        "all_paths",
+        "all paths, biases and remainders against the observable",
+        float(np.abs(total - o).max()) / size,
+        tolerance(maps),
+        note="With patterns, scales and tangents of the run the model is linear in its tokens.",
+    ))  # fmt: skip
+
+
+def of_paths(
+    context: Context,
+    maps: Maps,
+    found: Found,
+    goal: np.ndarray,
+    base: torch.Tensor,
+    u: torch.Tensor,
+    *,
+    whole: bool,
+) -> None:
+    """Whether kept, dropped and constant parts make the whole; how much was found."""
+    kept = sum((p.value for p in found.ended), np.zeros(len(goal)))
+    size = max(float(np.abs(goal).mean()), 1e-30)
+    if whole:
+        parts = kept + found.left + found.dropped + found.constants
+        context.check(Check(
+            "conservation",
+            "paths kept and dropped, and constants, against the last residual's value",
+            float(np.abs(parts - found.root.value).max()) / size,
+            tolerance(maps),
+            note="Every prefix is the sum of its children, biases and remainders.",
+        ))  # fmt: skip
+    mean = float(goal.mean())
+    context.check(Check(
+        "explained",
+        "share of the observable that the paths found add up to",
+        float(kept.mean() / mean) if mean else float("nan"),
+        note=f"{found.n_dropped:,} prefixes worth "
+        f"{float((found.dropped + found.left).mean()):.3g} of {mean:.3g} logits were not followed. "
+        "Paths cancel, so a beam may miss large ones; width and depth bring more.",
     ))  # fmt: skip
