@@ -476,8 +476,11 @@ def head(fields: dict[str, Any]) -> xr.Dataset:
             "promoted_logit": (("side", "key", "top"), np.ones((2, n, 3)), named),
             "direct_id": (("side", "top"), np.zeros((2, 3), int), named),
             "direct_logit": (("side", "top"), np.ones((2, 3)), named),
+            "score": (("side", "key"), np.ones((2, n)), named),
+            "query_terms": (("side", "component", "key"), np.ones((2, 3, n)), named),
+            "key_terms": (("side", "component", "key"), np.ones((2, 3, n)), named),
         },
-        coords={"side": ["clean", "corrupt"]},
+        coords={"side": ["clean", "corrupt"], "component": ["embed", "L0H0", "biases"]},
     )
 
 

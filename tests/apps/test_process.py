@@ -39,7 +39,7 @@ assert client.get("/", headers=head).status_code == 200
 pages = client.get("/_dash-dependencies", headers=head).json
 route = next(d["output"] for d in pages if "_pages_content" in d["output"])
 for path in ("/", "/models", "/pair", "/patching", "/head", "/runs", "/compare", f"/run/{run}",
-             "/method/toy_method", "/method/activation_patching"):
+             "/attribution", "/method/toy_method", "/method/activation_patching"):
     names = [o.rsplit(".", 1) for o in route.strip(".").split("...")]
     outputs = [{"id": i, "property": p} for i, p in names]
     got = client.post("/_dash-update-component", headers=head, json={

@@ -21,6 +21,7 @@ from interp.engine.gradients import (
     forms,
     frozen_effect,
     integrate,
+    integrate_modules,
     own_estimates,
     quadrature,
     record,
@@ -31,6 +32,7 @@ from interp.engine.gradients import (
     small_patch_slope,
 )
 from interp.engine.gradients.parts import Swap
+from interp.engine.gradients.passes import LayerPass, layer_of
 from interp.engine.gradients.softmax import key_estimates, query_estimates
 from interp.models import load_model
 from interp.models.blocks import LayerBlock
@@ -163,6 +165,105 @@ def test_finished_batches_are_not_run_again(gpt2: Any) -> None:
     context.saved.clear()
     again = attribute(model, pairs, ["z"], context)
     assert context.saved == [] and (again.values["z"] == first.values["z"]).all()
+
+
+def test_what_both_runs_share_is_run_once_and_the_last_layer_ends_at_the_metric(
+    gpt2: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, model, _ = gpt2
+    pairs = pairs_for(97, length=9, shared=4)
+    first = min(
+        next(p for p in range(9) if a[p] != b[p])
+        for a, b in zip(pairs.clean, pairs.corrupt, strict=True)
+    )
+    tokens: list[tuple[int, bool]] = []
+    honest = LayerBlock.attn_sum
+
+    def counted(self: Any, z: Tensor) -> Tensor:
+        tokens.append((len(z), z.requires_grad))
+        return honest(self, z)
+
+    monkeypatch.setattr(LayerBlock, "attn_sum", counted)
+    attribute(model, pairs, ["embed", "z", "mlp_out"], Remembering())
+    source, base = tokens[:4], tokens[4:]
+    assert [n for n, _ in source] == [36, 36, 36, 4] and not any(g for _, g in source)
+    assert [n for n, _ in base] == [4 * (9 - first)] * 3 + [4] and all(g for _, g in base)
+
+
+@pytest.mark.parametrize("family", FAMILY_NAMES)
+@pytest.mark.parametrize("preset", ["none", "relp", "attnlrp"])
+def test_sharing_a_beginning_changes_no_estimate(
+    family: str, preset: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from interp.engine.gradients.batch import Batch
+    from interp.engine.gradients.passes import WHOLE
+
+    model, pairs = wrapped(family), pairs_for(97, n=3, shared=4)
+    kinds = [k for k in KINDS if not (k == "resid_mid" and model.shape.parallel)]
+    with rules(model, preset, verify=False):
+        short = attribute(model, pairs, kinds, Remembering())
+        steps = attribute(model, pairs, ["z"], Remembering(), steps=(0.3, 0.8))
+        monkeypatch.setattr(Batch, "_reach", lambda self: WHOLE)
+        long = attribute(model, pairs, kinds, Remembering())
+        slow = attribute(model, pairs, ["z"], Remembering(), steps=(0.3, 0.8))
+    bound = 1e-9 if family in EXACT else 1e-4
+    for kind in kinds:
+        assert close(short.values[kind], long.values[kind]) < bound, kind
+    assert close(steps.values["z"], slow.values["z"]) < bound
+    np.testing.assert_allclose(short.base, long.base, rtol=1e-5 if bound > 1e-8 else 1e-10)
+
+
+# -- patterns -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("family", FAMILY_NAMES)
+def test_estimates_of_patterns_are_the_back_ends_own_gradients(family: str) -> None:
+    model, pairs = wrapped(family), pairs_for(97)
+    found = attribute(model, pairs, ["pattern"], Remembering()).values["pattern"]
+    own = own_estimates(
+        model, pairs, "pattern", metric="logit_diff", direction="denoising", at="last"
+    )
+    assert found.shape == (4, 4, 9, model.shape.n_heads)
+    assert close(found, own) < 2e-4  # the modules' own softmax is float32
+    each = attribute(model, pairs, ["pattern"], Remembering(), keys=True).values["pattern"]
+    assert each.shape == (*found.shape, 9)
+    np.testing.assert_allclose(each.sum(-1), found, atol=1e-12)
+    assert (each[:, :, 2, :, 3:] == 0).all()  # nothing looks ahead
+
+
+def test_a_small_change_of_a_pattern_is_its_estimate(gpt2: Any) -> None:
+    module, _, pairs = gpt2
+    model = load_model(copy.deepcopy(module), dtype="float64", verify=False)
+    estimate = attribute(model, pairs, ["pattern"], Remembering(), keys=True).values["pattern"]
+    source, base = (
+        model.run(np.array(t), read=[Site("pattern", layer=2)]).reads[Site("pattern", layer=2)]
+        for t in (pairs.clean, pairs.corrupt)
+    )
+    head, query, key, h = 1, 8, 6, 1e-3
+    way = (source - base)[:, :, head, key]
+    site = Site("pattern", layer=2, head=head, position=query, key=key)
+    moved = [
+        plain_metrics(
+            model,
+            pairs,
+            [Cell((Edit(site, (base[:, :, head, key] + s * h * way).detach().numpy()),))],
+            metric_named("logit_diff"),
+            direction="denoising",
+        )[0]
+        for s in (1, -1)
+    ]
+    slope = (moved[0] - moved[1]) / (2 * h)
+    assert np.abs(slope).max() > 1e-3
+    np.testing.assert_allclose(estimate[:, 2, query, head, key], slope, atol=1e-6)
+
+
+def test_the_uniform_rule_leaves_a_pattern_half(gpt2: Any) -> None:
+    _, model, pairs = gpt2
+    # the last layer's pattern: nothing but the product stands between it and the norm behind
+    plain = attribute(model, pairs, ["pattern"], Remembering()).values["pattern"][:, 3]
+    with rules(model, RuleSet(attn="uniform"), verify=False):
+        half = attribute(model, pairs, ["pattern"], Remembering()).values["pattern"][:, 3]
+    assert close(half, 0.5 * plain) < 1e-9
 
 
 # -- the rules against the twin -------------------------------------------------------------------
@@ -815,6 +916,103 @@ def test_the_embeddings_path_adds_up_to_the_gap(gpt2: Any) -> None:
     other = attribute(model, pairs, ["mlp_out"], Remembering(), steps=quadrature(20, "midpoint"))
     gap = other.source - other.base
     assert np.abs(other.values["mlp_out"].sum((1, 2)) - gap).max() > 0.1
+
+
+def modules_moved(model: Any, pairs: PromptPairs) -> dict[str, np.ndarray]:
+    """Exact effect of each module's whole output: heads of a layer together, MLPs, embeddings."""
+    layers = range(len(model.blocks.layers))
+    cells = [Cell((Edit(Site("embed"), "source"),))]
+    cells += [Cell((Edit(Site(k, layer=n), "source"),)) for k in ("z", "mlp_out") for n in layers]
+    exact = _moved(model, pairs, cells)
+    return {"embed": exact[:1], "z": exact[1 : 1 + len(layers)], "mlp_out": exact[-len(layers) :]}
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama", "gpt_neox"])
+def test_a_modules_nodes_add_up_to_its_exact_effect(family: str) -> None:
+    _, model = driven(family)
+    pairs = pairs_for(97)
+    exact = modules_moved(model, pairs)
+    for kind, wanted in exact.items():
+        off = []
+        for steps in (48, 96):
+            found = integrate_modules(
+                model, pairs, kind, Remembering(), points=quadrature(steps, "midpoint")
+            )
+            est = found.values[kind]
+            est = (
+                est.sum(-1)[:, None]
+                if kind == "embed"
+                else est.sum((-1, -2) if est.ndim == 4 else -1)
+            )
+            off.append(np.abs(est.T - wanted).max(1))
+        assert np.abs(wanted).max() > 0.1
+        assert (off[1] < 0.3 * off[0] + 1e-4).all() and off[1].max() < 0.05 * np.abs(wanted).max()
+        assert found.passes == {"forwards": 2 + 96 * 9, "backwards": 96 * 9}
+    plain = attribute(model, pairs, ["z"], Remembering()).values["z"].sum((-1, -2)).T
+    assert np.abs(plain - exact["z"]).max() > 0.05 * np.abs(exact["z"]).max()
+    small = integrate_modules(model, pairs, "z", Remembering(memory=1), points=(0.2, 0.7))
+    whole = integrate_modules(model, pairs, "z", Remembering(), points=(0.2, 0.7))
+    assert close(small.values["z"], whole.values["z"]) < 1e-9
+
+
+def test_the_published_code_averages_over_all_modules_paths(gpt2: Any) -> None:
+    _, model, pairs = gpt2
+    points = (0.0, 0.5)
+    found = integrate_modules(
+        model, pairs, "mlp_out", Remembering(), points=points, repo=True
+    ).values["mlp_out"]
+    base, source = (
+        LayerPass(model.blocks, np.array(t), {"embed", "z", "mlp_out"}).forward()
+        for t in (pairs.corrupt, pairs.clean)
+    )
+    layers = model.blocks.layers
+    modules = [("embed", -1), *((k, n) for n in range(len(layers)) for k in ("z", "mlp_out"))]
+    total = np.zeros_like(found)
+    for kind, layer in modules:
+        for alpha in points:
+            total += _along_one(model, pairs, base, source, kind, layer, alpha)
+    assert close(found, total / (len(points) * len(modules))) < 1e-9
+
+
+def _along_one(
+    model: Any, pairs: PromptPairs, base: Any, source: Any, kind: str, layer: int, alpha: float
+) -> np.ndarray:
+    """Estimates of every MLP by the gradient of one run with one module's output moved by α."""
+    blocks, rows = model.blocks, len(pairs)
+    place = torch.arange(base.length)
+    position = place.repeat(rows)
+
+    def step(k: str, n: int) -> Tensor:
+        return (source.values(n)[k] - base.values(n)[k]).flatten(0, 1)
+
+    x = blocks.embed(base.tokens_N, position)
+    x = (x + alpha * step("embed", -1) if kind == "embed" else x).detach().requires_grad_()
+    kept = []
+    for n, block in enumerate(blocks.layers):
+
+        def take(k: str, value: Tensor, n: int = n) -> Tensor:
+            if (k, n) == (kind, layer):
+                own = base.values(n)[k].flatten(0, 1)
+                value = (own + alpha * step(k, n)).detach().requires_grad_()
+            if k == "mlp_out":
+                kept.append(value)
+            return value
+
+        x = layer_of(block, x, position, place, rows, take)
+    last = x.unflatten(0, (rows, -1))[:, -1]
+    logits = blocks.unembed(last, None)
+    right, wrong = (torch.tensor(a) for a in (pairs.right, pairs.wrong))
+    each = torch.arange(rows)[:, None]
+    metric = logits[each, right].mean(1) - logits[each, wrong].mean(1)
+    grads = torch.autograd.grad(metric.sum(), kept)
+    est = [(step("mlp_out", n) * g).sum(-1) for n, g in enumerate(grads)]
+    return torch.stack([e.unflatten(0, (rows, -1)) for e in est], 1).detach().numpy()
+
+
+@pytest.mark.parametrize("kind", ["resid_pre", "q", "mlp_post"])
+def test_paths_of_modules_lead_to_what_modules_write(gpt2: Any, kind: str) -> None:
+    with pytest.raises(UsageError, match="not written by one"):
+        integrate_modules(gpt2[1], gpt2[2], kind, Remembering())
 
 
 # -- what is refused ------------------------------------------------------------------------------

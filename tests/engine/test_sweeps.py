@@ -187,7 +187,26 @@ def test_cells_before_the_first_difference_are_inert(models: Any, family: str) -
     assert (found.patched[found.inert] == found.base[0]).all()
 
 
-@pytest.mark.parametrize("family", ["gpt2", "gemma2", "gpt_neox"])
+@pytest.mark.parametrize("family", FAMILY_NAMES)
+def test_the_embedding_equals_the_twin(models: Any, family: str) -> None:
+    module, model = models[family]
+    pairs = pairs_for(VOCAB, n=3)
+    base, source = tensors(pairs, "denoising")
+    cells = [Cell((Edit(Site("embed", position=p)),)) for p in (3, 5, None)]
+    cells.append(Cell((Edit(Site("embed", position=5), "zero"),)))
+    found = sweep(model, pairs, cells, Remembering())
+    lent = twin.read(module, family, "embed", 0, source)
+    for row, position, value in zip(
+        found.patched, (3, 5, None, 5), (lent, lent, lent, 0 * lent), strict=True
+    ):
+        wanted = twin.patched_logits(
+            module, family, base, None, "embed", 0, position=position, value=value
+        )
+        same(row, scores(wanted, pairs), found.base)
+    np.testing.assert_allclose(found.patched[2], found.source, atol=1e-9)
+
+
+@pytest.mark.parametrize("family", FAMILY_NAMES)
 @pytest.mark.parametrize("kind", ["resid_pre", "z", "mlp_out"])
 def test_zero_and_given_values_equal_the_twin(models: Any, family: str, kind: str) -> None:
     module, model = models[family]
@@ -204,7 +223,7 @@ def test_zero_and_given_values_equal_the_twin(models: Any, family: str, kind: st
         same(row, wanted, found.base)
 
 
-@pytest.mark.parametrize("family", ["gpt2", "llama", "gemma2", "gpt_neox"])
+@pytest.mark.parametrize("family", FAMILY_NAMES)
 def test_edits_in_several_layers_stay_in_force(models: Any, family: str) -> None:
     module, model = models[family]
     pairs = pairs_for(VOCAB, n=3)
@@ -232,7 +251,7 @@ def test_edits_in_several_layers_stay_in_force(models: Any, family: str) -> None
     assert np.abs(alone.patched[0] - wanted).max() > 1e-4
 
 
-@pytest.mark.parametrize("family", ["gpt2", "llama", "gpt_neox"])
+@pytest.mark.parametrize("family", FAMILY_NAMES)
 def test_neurons_equal_the_twin_alone_and_together(models: Any, family: str) -> None:
     module, model = models[family]
     pairs = pairs_for(VOCAB, n=3)

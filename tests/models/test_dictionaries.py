@@ -103,3 +103,18 @@ def test_only_folders_under_the_roots_are_opened(tmp_path: Path) -> None:
     for ref in (str(outside), "../else", "link", "zoo:../else", "zoo:nothing"):
         with pytest.raises(InterpError):
             load_dictionary(ref, roots=roots)
+
+
+def test_dictionaries_under_the_roots_are_listed_by_the_names_that_open_them(
+    tmp_path: Path,
+) -> None:
+    from interp.models import list_dictionaries
+
+    for name in ("one", "set/layer.2", "set/layer.3"):
+        hand_made(tmp_path / name, 16)
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "config.json").write_text("{}")
+    found = [r for r in list_dictionaries([tmp_path]) if not r.startswith("zoo:")]
+    assert found == ["one", "set/layer.2", "set/layer.3"]
+    for ref in found:
+        assert load_dictionary(ref, roots=[tmp_path]).n_features == 24

@@ -73,6 +73,38 @@ def test_a_method_that_looks_at_prompts_runs_on_every_family(family: str):
         assert data.data_vars, key
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("family", FAMILY_NAMES)
+def test_gradients_are_refused_by_the_table_alone(family: str, backend: str):
+    """Every site of attribution and relevance, under rules, runs or stands in the table."""
+    model = wrapped(family, backend)
+    pairs = telling_pairs(raw(family), n=2, length=6)
+    table = {tuple(r[:3]) for r in json.loads(TABLE.read_text(encoding="utf-8"))}
+    for key, fields in (
+        ("attribution_patching", {"rules": "none", "n_boot": 0, "verify": 0}),
+        ("attribution_patching", {"rules": "relp", "n_boot": 0, "verify": 0}),
+        ("relevance", {"rules": "attnlrp", "n_boot": 0}),
+    ):
+        for site in sites_of(METHODS[key]):
+            if site == "feature":  # of a dictionary: tests/methods/test_features.py
+                continue
+            spec = METHODS[key](site=site, **fields)
+            said = (key, site, family) in table
+            try:
+                check_fit(spec, model, pairs)
+                context = Remembering()
+                data = spec.measure(model, pairs, context)
+            except CapabilityError:
+                assert said, (key, site)
+                continue
+            assert not said, (key, site)
+            assert all(c.passed for c in context.checks), [
+                c for c in context.checks if not c.passed
+            ]
+            raw_name = "attribution_raw" if "attribution_raw" in data else "relevance"
+            assert float(np.nanmax(np.abs(data[raw_name]))) > 1e-6, (key, site)
+
+
 def cells_of(model: Any) -> list[Cell]:
     """One cell at every kind that the packed engine edits, in an early and a late layer."""
     have = {s.kind for s in model.sites}

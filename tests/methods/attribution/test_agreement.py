@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -115,6 +116,56 @@ def test_intervals_layers_and_prompts_are_there(model: Any, runs: dict[str, Any]
     assert float(data["agreement_by_prompt"].sel(prompt=2, statistic="pearson")) == (
         pytest.approx(stats.pearsonr(a, b)[0])
     )
+
+
+def test_intervals_resample_whole_templates(model: Any, runs: dict[str, Any]) -> None:
+    exact, estimate = runs["exact"].data, runs["estimate"].data
+    assert exact["template"].values.tolist() == ["t0", "t1"] * 3
+    found = agree(model, runs, n_boot=300)["agreement_ci"].sel(statistic="pearson").values
+    live = exact["inert"].values.ravel() == 0
+    a = (exact["patched_metric"] - exact["metric_base"]).transpose("prompt", "layer", "position")
+    a = a.values.reshape(6, -1)[:, live]
+    b = estimate["prompt_attribution"].values.reshape(6, -1)[:, live]
+    draw = np.random.default_rng(0).multinomial(2, [0.5, 0.5], 300)
+    each = [
+        stats.pearsonr(*(np.average(x, axis=0, weights=np.tile(w, 3)) for x in (a, b)))[0]
+        for w in draw
+    ]
+    np.testing.assert_allclose(found, np.percentile(each, [2.5, 97.5]), atol=1e-9)
+    alone = {
+        k: held(model, ActivationPatching(), runs[k].data.drop_vars("template")) for k in ("exact",)
+    }
+    alone["exact"].spec = runs["exact"].spec
+    other = agree(model, {**runs, **alone}, n_boot=300)["agreement_ci"].sel(statistic="pearson")
+    assert np.abs(other.values - found).max() > 1e-4
+
+
+def test_listed_cells_say_where_they_stand_in_the_grid(model: Any, runs: dict[str, Any]) -> None:
+    data = agree(model, runs, top=4)
+    for axis, value in (("top", "disagreement"), ("cell", None)):
+        for i in range(data.sizes[axis]):
+            place = {d: data[f"{axis}_{d}"].values[i] for d in ("layer", "position")}
+            assert str(data[f"{axis}_name"].values[i]) == f"L{place['layer']} @{place['position']}"
+            if value is None:
+                wanted = [float(data[k].sel(place)) for k in ("measured", "estimated")]
+                assert data["scatter"][:, i].values.tolist() == wanted
+            else:
+                assert float(data[value][i]) == float(data["difference"].sel(place))
+
+
+def test_an_agreement_speaks_in_the_tokens_of_its_runs(tmp_path: Path) -> None:
+    import interp
+
+    store = interp.Store(tmp_path)
+    kwargs: dict[str, Any] = {"store": store, "progress": False}
+    where = ("zoo:ioi", "ioi:n=4,seed=0")
+    exact = interp.run(ActivationPatching(site="mlp_out", n_boot=0), *where, **kwargs)
+    other = interp.run(AttributionPatching(site="mlp_out", n_boot=0, verify=0), *where, **kwargs)
+    spec = Agreement(exact=exact.run_id, estimate=other.run_id, n_boot=20)  # type: ignore[arg-type]
+    found = interp.run(spec, "zoo:ioi", None, **kwargs)
+    assert found.tokens == exact.tokens and found.tokens is not None
+    axis = found.figures()["difference"].layout.xaxis
+    assert any(str(exact.tokens["clean"][0][-1]).strip() in str(t) for t in axis.ticktext)
 
 
 def test_the_same_grid_agrees_fully_and_its_negative_not(model: Any, runs: dict[str, Any]) -> None:
