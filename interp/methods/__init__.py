@@ -3,10 +3,12 @@
 from interp.methods.attribution.agreement import Agreement
 from interp.methods.attribution.attribution_patching import AttributionPatching
 from interp.methods.attribution.relevance import Relevance
+from interp.methods.circuits.circuit_evaluation import CircuitEvaluation
 from interp.methods.collapse.collapse import Collapse
 from interp.methods.collapse.collapse_theory import CollapseTheory
 from interp.methods.collapse.mixup_geometry import MixupGeometry
 from interp.methods.collapse.recorder import CollapseRecorder
+from interp.methods.compare.linear_map import LinearMap
 from interp.methods.depth.block_jacobian import BlockJacobian
 from interp.methods.depth.depth_gradients import DepthGradients
 from interp.methods.depth.layer_importance import LayerImportance
@@ -26,6 +28,10 @@ from interp.methods.lipschitz.global_lipschitz import GlobalLipschitz
 from interp.methods.lipschitz.layer_gain import LayerGain
 from interp.methods.lipschitz.local_lipschitz import LocalLipschitz
 from interp.methods.lipschitz.monotonicity import Monotonicity
+from interp.methods.observables.feature_coupling import FeatureCoupling
+from interp.methods.observables.feature_paths import FeaturePaths
+from interp.methods.observables.feature_scores import FeatureScores
+from interp.methods.observables.feature_steering import FeatureSteering
 from interp.methods.observables.head_features import HeadFeatures
 from interp.methods.patching.activation_patching import ActivationPatching
 from interp.methods.patching.causal_tracing import CausalTracing
@@ -38,8 +44,13 @@ METHODS: dict[str, type[Method]] = {
     "attention_patterns": AttentionPatterns,
     "attribution_patching": AttributionPatching,
     "causal_tracing": CausalTracing,
+    "circuit_evaluation": CircuitEvaluation,
     "collapse": Collapse,
     "collapse_theory": CollapseTheory,
+    "feature_coupling": FeatureCoupling,
+    "feature_paths": FeaturePaths,
+    "feature_scores": FeatureScores,
+    "feature_steering": FeatureSteering,
     "global_lipschitz": GlobalLipschitz,
     "head_features": HeadFeatures,
     "head_page": HeadPage,
@@ -57,6 +68,7 @@ METHODS: dict[str, type[Method]] = {
     "residual_expansion": ResidualExpansion,
     "depth_gradients": DepthGradients,
     "layer_statistics": LayerStatistics,
+    "linear_map": LinearMap,
     "residual_erasure": ResidualErasure,
     "logit_lens": LogitLens,
     "relevance": Relevance,
@@ -70,9 +82,14 @@ __all__ = [
     "ActivationPatching",
     "AttentionPatterns",
     "CausalTracing",
+    "CircuitEvaluation",
     "Collapse",
     "CollapseRecorder",
     "CollapseTheory",
+    "FeatureCoupling",
+    "FeaturePaths",
+    "FeatureScores",
+    "FeatureSteering",
     "HeadFeatures",
     "HeadPage",
     "LinearInterpreter",
@@ -85,6 +102,7 @@ __all__ = [
     "ResidualErasure",
     "LayerGain",
     "LayerStatistics",
+    "LinearMap",
     "LocalLipschitz",
     "LogitLens",
     "Monotonicity",

@@ -2,6 +2,7 @@
 
 from interp.terms.axes import AXES, SMALL_AXES, check_dataset
 from interp.terms.checks import Check
+from interp.terms.circuits import Circuit
 from interp.terms.edits import Edit
 from interp.terms.errors import (
     CancelledError,
@@ -59,6 +60,7 @@ __all__ = [
     "Capability",
     "CapabilityError",
     "Check",
+    "Circuit",
     "Context",
     "DamagedError",
     "DictionaryRef",
