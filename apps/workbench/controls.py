@@ -88,7 +88,7 @@ def control(form: str, f: Any, values: Mapping[str, Any], errors: Mapping[str, s
     if f.kind == "choices":
         words = [forms.text_of(c) for c in f.choices]
         return dmc.MultiSelect(data=words, value=[forms.text_of(v) for v in value or ()], **shared)
-    if f.kind == "ref" and f.ref in ("model", "result"):
+    if f.kind == "ref" and f.ref in ("model", "result", "dictionary"):
         return dmc.Select(
             data=references(f.ref), value=value, searchable=True, clearable=f.nullable, **shared
         )
@@ -97,9 +97,12 @@ def control(form: str, f: Any, values: Mapping[str, Any], errors: Mapping[str, s
 
 
 def references(kind: str) -> list[dict[str, str]]:
-    """What a picker of models or results offers."""
+    """What a picker of models, dictionaries or results offers."""
     if kind == "model":
         return bench().model_options()
+    if kind == "dictionary":
+        known = bench().catalogue().get("dictionaries") or []
+        return [{"value": r, "label": r} for r in known]
     return [
         {"value": r.id, "label": f"{bench().method_title(r.method)} · {r.model} · {r.id[:8]}"}
         for r in bench().store.list(limit=200)

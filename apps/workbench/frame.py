@@ -115,8 +115,10 @@ def title_of(result: Any) -> str:
     """The method's title and what it was run on."""
     spec = result.spec
     entry = bench().method(spec["method"]) or {}
-    task = (spec.get("task") or {}).get("ref") or "own pairs"
-    return f"{entry.get('title') or spec['method']} · {bench().model_of(spec)} · {task}"
+    task = spec.get("task")
+    parts = [str(entry.get("title") or spec["method"]), bench().model_of(spec)]
+    parts += [str(task.get("ref") or "own pairs")] if task else []
+    return " · ".join(parts)
 
 
 def tabs(result: Any, run: str, view: View, failed: list[Any]) -> dmc.Tabs:

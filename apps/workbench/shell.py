@@ -18,6 +18,7 @@ PLACES = (
     ("/pair", "Pair builder"),
     ("/patching", "Patching"),
     ("/head", "Head"),
+    ("/attribution", "Attribution"),
     ("/runs", "Runs & jobs"),
 )
 THEME = {

@@ -209,10 +209,20 @@ def seconds(value: float) -> str:
     return f"{value:.0f} s" if value < 100 else f"{value / 60:.0f} min"
 
 
+def operations(value: float) -> str:
+    """Floating-point operations for a person."""
+    for unit, scale in (("PFLOP", 1e15), ("TFLOP", 1e12), ("GFLOP", 1e9)):
+        if value >= scale:
+            return f"{value / scale:.3g} {unit}"
+    return f"{value / 1e6:.3g} MFLOP"
+
+
 COSTS: tuple[tuple[str, str, Callable[[Any], str]], ...] = (
     ("cells", "cells", lambda v: f"{v:,.0f}"),
     ("prompts", "pairs", lambda v: f"{v:,.0f}"),
     ("rows", "patched runs", lambda v: f"{v:,.0f}"),
+    ("flops", "operations", operations),
+    ("naive_flops", "one whole run a cell", operations),
     ("bytes", "memory", size),
     ("seconds", "time", seconds),
 )

@@ -130,21 +130,27 @@ def _cells(
     return cells
 
 
+def _scaled_with(view: View, name: str) -> np.ndarray:
+    """The numbers that one scale serves: the array's own, or those of all arrays of its unit."""
+    own = view.data[name].attrs
+    names = [name]
+    if view.scale == "shared":
+        names = [
+            n
+            for n in drawn_names(view.data)
+            if view.data[n].attrs.get("units") == own.get("units")
+            and view.data[n].dtype.kind in "iuf"
+            and bool(view.data[n].attrs.get("signed")) == bool(own.get("signed"))
+        ]
+    whole = [numbers_of(view.data[n]) for n in names]
+    return np.concatenate([w[np.isfinite(w)].ravel() for w in whole])
+
+
 def _limit(view: View, name: str, cells: grids.Cells) -> None:
     """Set the colour limits that the chosen scale asks for."""
-    whole = [numbers_of(view.data[name])]
     if view.scale == "own":
         return
-    if view.scale == "shared":
-        units = view.data[name].attrs.get("units")
-        whole = [
-            numbers_of(view.data[n])
-            for n in drawn_names(view.data)
-            if view.data[n].attrs.get("units") == units
-            and view.data[n].dtype.kind in "iuf"
-            and bool(view.data[n].attrs.get("signed")) == cells.signed
-        ]
-    every = np.concatenate([w[np.isfinite(w)].ravel() for w in whole])
+    every = _scaled_with(view, name)
     if not every.size:
         return
     share = 99.0 if view.scale == "robust" else 100.0
@@ -208,7 +214,13 @@ def _patterns(
     if plan.axes[2:] and math.prod(array.sizes[d] for d in plan.axes[2:]) == 1:
         array = array.squeeze(list(plan.axes[2:]))
         return _grid(view, name, array, Plan("square", ("query", "key")), picked)
-    return pattern_grid(array, tokens=view.tokens, picked=picked), [], ("key", "query")
+    limit = None
+    if view.scale != "own":
+        every = np.abs(_scaled_with(view, name))
+        share = 99.0 if view.scale == "robust" else 100.0
+        limit = float(np.percentile(every, share)) if every.size else None
+    figure = pattern_grid(array, tokens=view.tokens, picked=picked, limit=limit)
+    return figure, [], ("key", "query")
 
 
 def _words(view: View, name: str, array: xr.DataArray, plan: Plan, picked: dict[str, Any]) -> Any:

@@ -12,7 +12,7 @@ from plotly.subplots import make_subplots
 
 from interp.figures.axes import axis_of
 from interp.figures.choose import kind_of, labels_of, narrow
-from interp.figures.grids import MOST_HOVERS, template_safe
+from interp.figures.grids import MOST_HOVERS, template_safe, unit_text
 from interp.figures.palette import scale_of
 from interp.figures.text import glyphs, number, plain
 
@@ -26,6 +26,7 @@ def pattern_grid(
     tokens: Mapping[str, Any] | None = None,
     picked: Mapping[str, Any] | None = None,
     columns: int | None = None,
+    limit: float | None = None,
 ) -> go.Figure:
     """Small maps of query × key, one for each head, on one colour scale; untitled, unthemed.
 
@@ -34,6 +35,7 @@ def pattern_grid(
         tokens: raw texts, as in ``figures_of``.
         picked: the entries that other axes were narrowed to (a prompt lends its tokens).
         columns: maps a row (default: heads of a layer, at most 8).
+        limit: where the colours end (default the largest size).
     """
     outer = [str(d) for d in array.dims if d not in ("query", "key")]
     outer.sort(key=lambda d: kind_of(d) != "layer")
@@ -52,12 +54,22 @@ def pattern_grid(
         horizontal_spacing=0.1 / max(wide, 2),
         vertical_spacing=min(0.25 / max(rows, 2), 34 / (170 * rows)),
     )
-    top = float(np.nanmax(np.abs(maps), initial=0)) or 1.0
+    top = limit or float(np.nanmax(np.abs(maps), initial=0)) or 1.0
+    units = unit_text(str(array.attrs.get("units", "")))
     signed = bool(array.attrs.get("signed", 0))
     for k, cells in enumerate(maps):
         r, c = divmod(k, wide)
         figure.add_trace(
-            _small(cells, names[k], x, y, top, signed, k == 0, maps.size <= MOST_HOVERS),
+            _small(
+                cells,
+                names[k],
+                x,
+                y,
+                top,
+                signed,
+                units if k == 0 else "",
+                maps.size <= MOST_HOVERS,
+            ),
             r + 1,
             c + 1,
         )
@@ -68,8 +80,9 @@ def pattern_grid(
 
 
 def _small(
-    cells: np.ndarray, name: str, x: Any, y: Any, top: float, signed: bool, bar: bool, spoken: bool
+    cells: np.ndarray, name: str, x: Any, y: Any, top: float, signed: bool, bar: str, spoken: bool
 ) -> go.Heatmap:
+    """One map; ``bar`` is the unit on the colour bar, empty where it has none."""
     head = plain(name)
     extra: dict[str, Any] = {
         "hovertemplate": f"{template_safe(name)}<br>query %{{y}}, key %{{x}}"
@@ -90,11 +103,11 @@ def _small(
         z=cells,
         zmin=-top if signed else 0,
         zmax=top,
-        showscale=bar,
+        showscale=bool(bar),
         colorscale=scale_of(signed),
         colorbar={
             "thickness": 12,
-            "title": {"text": "no unit", "side": "right"},
+            "title": {"text": plain(bar), "side": "right"},
             "tickformat": "~g",
         },
         meta={"role": "cells", "signed": int(signed), "palette": "RdBu"},

@@ -46,6 +46,7 @@ def catalogue_of(roots: tuple[Path, ...]) -> dict[str, Any]:
     """Methods, tasks, metrics, models and versions, as plain JSON."""
     from interp.engine import METRICS
     from interp.methods import METHODS
+    from interp.models import list_dictionaries
     from interp.tasks import TASKS
 
     return {
@@ -63,6 +64,7 @@ def catalogue_of(roots: tuple[Path, ...]) -> dict[str, Any]:
         },
         "metrics": {name: metric_entry(m) for name, m in METRICS.items()},
         "models": models_of(roots),
+        "dictionaries": list_dictionaries(roots),
         "roots": [str(r) for r in roots],
         "versions": versions(),
     }

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from interp.models.dictionaries import Dictionary as Dictionary
+    from interp.models.dictionaries import list_dictionaries as list_dictionaries
     from interp.models.dictionaries import load_dictionary as load_dictionary
     from interp.models.doctor import doctor as doctor
     from interp.models.opening import load_model as load_model
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 PAGE = {
     "load_model": "opening",
     "load_dictionary": "dictionaries",
+    "list_dictionaries": "dictionaries",
     "Dictionary": "dictionaries",
     "doctor": "doctor",
     "MODELS": "registry",

@@ -25,6 +25,7 @@ PAGES = (
     "/pair",
     "/patching",
     "/head?layer=1&head=2",
+    "/attribution",
     "/runs",
     "/method/toy_method",
     "/compare",

@@ -7,6 +7,7 @@ from typing import Any
 import dash
 from dash import Input, Output, State, callback, dcc, html, no_update
 
+import interp
 from apps.workbench import cell  # noqa: F401  (its callbacks open the drawer)
 from apps.workbench.bench import bench
 from apps.workbench.frame import frame
@@ -15,6 +16,8 @@ from apps.workbench.live import live
 from apps.workbench.tell import empty, link, page, shown
 
 dash.register_page(__name__, path="/", title="interp")
+
+RANDOM = "zoo:random-"
 
 STEPS = (
     (
@@ -60,7 +63,35 @@ def layout(**_query: Any) -> Any:
             ],
             className="halves",
         ),
+        html.Section(
+            [html.H2("Shipped models, and what each is good for"), zoo()], className="stack"
+        ),
     )
+
+
+def zoo() -> html.Div:
+    """Every shipped model with its question; the hard random ones stand on the models page."""
+    rows = [r for r in interp.list_models(dictionaries=True) if not r.ref.startswith(RANDOM)]
+    body = [
+        html.Tr(
+            [
+                html.Td(r.ref if r.origin == "dictionary" else one_model(r.ref)),
+                html.Td(r.question),
+                html.Td(r.title, className="faint"),
+            ]
+        )
+        for r in rows
+    ]
+    head = html.Tr([html.Th("Model"), html.Th("Good for"), html.Th("What it is")])
+    return html.Div(
+        html.Table([html.Thead(head), html.Tbody(body)], className="plain", id="home-zoo"),
+        className="card",
+    )
+
+
+def one_model(ref: str) -> dcc.Link:
+    """The way to a model's page."""
+    return dcc.Link(ref, href=link("/models", ref=ref))
 
 
 def welcome() -> Any:

@@ -32,6 +32,7 @@ def layout(run_id: str = "", **query: Any) -> Any:
             href=link("/method/" + result.spec["method"], run=full),
         ),
         dcc.Link("Compare", href=link("/compare", a=full), className="button"),
+        *beside(result, full),
     ]
     return page(
         title_of(result),
@@ -41,3 +42,16 @@ def layout(run_id: str = "", **query: Any) -> Any:
         html.Section([html.H2("Tags and note"), label_editor(row)], className="card stack"),
         actions=actions,
     )
+
+
+def beside(result: Any, run: str) -> list[Any]:
+    """What a patch grid is held against: its estimates, and the other direction."""
+    if result.spec["method"] != "activation_patching":
+        return []
+    now = str(result.data.attrs.get("direction", "denoising"))
+    other = "noising" if now == "denoising" else "denoising"
+    back = link("/patching", run=run, direction=other)
+    return [
+        dcc.Link("Attribution beside", href=link("/attribution", exact=run), className="button"),
+        dcc.Link(f"The other direction ({other})", href=back, className="button"),
+    ]

@@ -122,7 +122,7 @@ def check_gradient(metric: Metric, pairs: PromptPairs, direction: str) -> None:
 
 
 def _check_kinds(model: HookedModel, wish: Wish) -> None:
-    if "resid_mid" in wish.kinds and model.shape.parallel:
+    if "resid_mid" in wish.lent and model.shape.parallel:
         raise CapabilityError(
             "This model has no resid_mid: attention and MLP read the same residual.",
             remedy="Use resid_pre, attn_out or mlp_out.",

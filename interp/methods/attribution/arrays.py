@@ -18,6 +18,8 @@ from interp.methods.attribution.layout import Layout
 from interp.terms import PromptPairs
 
 SMALL_SAMPLE = 8
+SHARE = "share of the gap"
+"""Unit of an attribution, as of an effect: 1 if the metric went all the way to the source run."""
 
 
 def estimate_arrays(
@@ -68,14 +70,14 @@ def estimate_arrays(
         return values.reshape(*values.shape[:-1], *layout.shape)
 
     arrays = {
-        "attribution": (dims, laid(share), "1", f"attribution ({what})", signed),
+        "attribution": (dims, laid(share), SHARE, f"attribution ({what})", signed),
         "attribution_raw": (dims, laid(mean), unit, f"estimated change ({what})", signed),
-        "attribution_se": (dims, laid(share_error), "1", "standard error", 0),
+        "attribution_se": (dims, laid(share_error), SHARE, "standard error", 0),
         "attribution_raw_se": (dims, laid(error), unit, "standard error", 0),
         "attribution_ci": (
             ("bound", *dims),
             laid(interval),
-            unit if reason else "1",
+            unit if reason else SHARE,
             "95 % bootstrap interval",
             signed,
         ),
@@ -106,14 +108,19 @@ def estimate_arrays(
         "n_prompts": n,
         "small_sample": int(n < SMALL_SAMPLE),
     }
+    return _dataset(arrays, _coordinates(layout, task), more)
+
+
+def _coordinates(layout: Layout, task: PromptPairs) -> dict[str, Any]:
+    """The grid's axes, the prompts and their templates."""
     coords: dict[str, Any] = {
         **layout.shown(),
-        "prompt": np.arange(n),
+        "prompt": np.arange(len(task)),
         "bound": ["low", "high"],
     }
     if task.template is not None:
         coords["template"] = ("prompt", list(task.template))
-    return _dataset(arrays, coords, more)
+    return coords
 
 
 def _dataset(arrays: dict[str, Any], coords: dict[str, Any], facts: dict[str, Any]) -> xr.Dataset:

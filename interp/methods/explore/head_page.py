@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import numpy as np
 import xarray as xr
@@ -103,27 +103,7 @@ class HeadPage(Method):
                     "direct logit at the last position",
                     1,
                 ),
-                "score": (
-                    ("side", "key"),
-                    np.stack([t.score for t in terms]),
-                    "1",
-                    f"attention score of position {self.query}, before the soft cap",
-                    1,
-                ),
-                "query_terms": (
-                    ("side", "component", "key"),
-                    np.stack([t.query for t in terms]),
-                    "1",
-                    "score by what was written where it looks from",
-                    1,
-                ),
-                "key_terms": (
-                    ("side", "component", "key"),
-                    np.stack([t.key for t in terms]),
-                    "1",
-                    "score by what was written where it looks",
-                    1,
-                ),
+                **_term_arrays(terms, self.query),
             },
             {"side": list(sides), "component": list(terms[0].writers)},
             layer=self.layer,
@@ -168,3 +148,15 @@ class HeadPage(Method):
                 remedy=f"Give one from 0 to {length - 1}, or from the end: -1 is the last.",
             )
         return self.query % length
+
+
+def _term_arrays(terms: list[ScoreTerms], query: int) -> dict[str, Any]:
+    """Scores and their terms by side, as ``name -> (dims, values, units, long name, signed)``."""
+    grid = ("side", "component", "key")
+    words = f"attention score of position {query}, before the soft cap"
+    here, there = "score by what was written where it looks from", "score by what was written there"
+    return {
+        "score": (("side", "key"), np.stack([t.score for t in terms]), "1", words, 1),
+        "query_terms": (grid, np.stack([t.query for t in terms]), "1", here, 1),
+        "key_terms": (grid, np.stack([t.key for t in terms]), "1", there, 1),
+    }
