@@ -84,6 +84,13 @@ MODELS: dict[str, Card] = {
         "GPT2LMHeadModel",
         folder="ioi",
     ),
+    "induction": Card(
+        "induction",
+        "two layers of attention that complete a run of letters",
+        "Which head looks one back, and which finds what followed the last time?",
+        "GPT2LMHeadModel",
+        folder="induction",
+    ),
     "modadd": Card(
         "modadd",
         "addition modulo 53, with the way to it",

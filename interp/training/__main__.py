@@ -27,7 +27,9 @@ def _parser() -> argparse.ArgumentParser:
         description="Train a shipped model again and write its folder: weights, config, "
         "tokenizer and card. The same machine gives the same bits.",
     )
-    parser.add_argument("name", help=f"which: {names}; or all")
+    parser.add_argument(
+        "name", help=f"which: {names}; or all; or index, which prints docs/zoo.md from the cards"
+    )
     parser.add_argument(
         "--check",
         action="store_true",
@@ -73,6 +75,11 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         if given.steps is not None and given.steps < 1:
             raise UsageError(f"--steps was given as {given.steps}; wanted 1 or more.")
+        if given.name == "index":
+            from interp.training.index import page
+
+            sys.stdout.write(page())
+            return 0
         names = list(RECIPES) if given.name == "all" else [given.name]
         for name in names:
             if name not in RECIPES:

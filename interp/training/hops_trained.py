@@ -2,7 +2,7 @@
 
 The task is that of ``zoo:hops``, whose weights are set by hand. In training a prompt asks all
 eighteen questions of up to four hops at once, each at the place of the one query and blind to the
-others, so that every question sees what it would see alone.
+others, so that every question sees what it would see alone; each number of hops counts the same.
 """
 
 from __future__ import annotations
@@ -73,11 +73,14 @@ def make(
     module = Decoder(SHAPE, neurons=NEURONS, embed=0.5)
     dice = torch.Generator().manual_seed(seed)
     sees, place = view()
+    count = torch.tensor([h for _, h in QUESTIONS])
+    weight = 1.0 / (HOPS * torch.bincount(count)[count])
 
     def loss(_: int) -> Tensor:
         tokens, answers = batch(dice, PLAN.rows)
-        asked = module.hidden(tokens, sees, place)[:, 1 + PAIRS :]
-        return F.cross_entropy(module.unembed(asked).flatten(0, 1), answers.flatten())
+        logits = module.unembed(module.hidden(tokens, sees, place)[:, 1 + PAIRS :])
+        each = F.cross_entropy(logits.transpose(1, 2), answers, reduction="none")
+        return (each.mean(0) * weight).sum()
 
     took = fit(module, loss, PLAN, say, stop=steps)
     probe = list(words.drawn(draws(0, "hops"), HOPS, reader=False).tokens)
