@@ -10,6 +10,8 @@ from interp.tasks.addition import ADDITION
 from interp.tasks.agreement import AGREEMENT
 from interp.tasks.balanced_digits import BALANCED_DIGITS
 from interp.tasks.brackets import BRACKET
+from interp.tasks.code import CODE
+from interp.tasks.concepts import CONCEPTS
 from interp.tasks.digits import DIABETES, DIGITS
 from interp.tasks.families import TaskFamily
 from interp.tasks.files import FILE_OPTIONS, task_from_file
@@ -39,6 +41,8 @@ TASKS: dict[str, TaskFamily] = {
     "diabetes": DIABETES,
     "balanced_digits": BALANCED_DIGITS,
     "scenes": SCENES,
+    **CONCEPTS,
+    **CODE,
 }
 
 
