@@ -40,6 +40,7 @@ MOST_SHEET = 32
 SQUARES: tuple[tuple[str, str], ...] = (
     ("query", "key"),
     ("boundary", "layer_skipped"),
+    ("layer", "layer_skipped"),
     ("layer_a", "layer_b"),
     ("label", "label_b"),
 )
