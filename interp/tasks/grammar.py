@@ -78,7 +78,7 @@ def _number(rng: random.Random) -> str:
     """The number of a noun, told without a verb that agrees with it."""
     number = rng.randrange(2)
     noun, a = rng.choice(words.NOUNS)[number], _names(rng, 1)[0]
-    now = ("Then", "Later", "Today")
+    now = ("Then", "Later", "Today", "After lunch")
     return rng.choice(
         (
             f"{rng.choice(now)} {a} saw the {noun} and took ^{('it', 'them')[number]}.",
@@ -96,7 +96,7 @@ def _plain(rng: random.Random) -> str:
     return rng.choice(
         (
             f"While the {thing} was {adjective}, the {place} was {rng.choice(words.ADJECTIVES)}.",
-            f"After lunch the {place} was {adjective}.",
+            f"After lunch they decided to talk about the {place}.",
             f"Now they decided to have the {adjective} {thing} at the {place}.",
             f"Yesterday they had a talk about the {place}, and then a {event}.",
             f"Then the {thing} from the {place} was {adjective}.",
@@ -123,10 +123,15 @@ KINDS: dict[str, tuple[float, Callable[[random.Random], str]]] = {
 """Kind of sentence -> (share of the training sentences, how one is made)."""
 
 
+OPENINGS = ("Yes", "Yes,", "Hello friend,", "Hello, friend!")
+"""One to four words that may stand before any sentence."""
+
+
 def sentences(seed: int) -> Iterator[tuple[str, str]]:
     """Endless (kind, sentence) of the whole grammar; the same seed gives the same ones.
 
-    Three in ten start with a sentence of another kind, so that no task stands at fixed positions.
+    Three in ten start with a sentence of another kind and three in ten with a word or a few, so
+    that no task stands at fixed positions.
     """
     rng = random.Random(f"grammar/{seed}")
     kinds = list(KINDS)
@@ -135,10 +140,13 @@ def sentences(seed: int) -> Iterator[tuple[str, str]]:
     while True:
         kind = rng.choices(kinds, shares)[0]
         text = KINDS[kind][1](rng)
-        if rng.random() < 0.3:
+        start = rng.random()
+        if start < 0.3:
             first = KINDS[rng.choice(before)][1](rng)
             if not set(spell(first)[0]) & set(spell(text)[0]) & set(words.NAMES):
                 text = f"{first} {text}"
+        elif start < 0.6:
+            text = f"{rng.choice(OPENINGS)} {text}"
         yield kind, text
 
 

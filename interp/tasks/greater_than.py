@@ -19,6 +19,7 @@ TEMPLATES = (
     "The {event} was good from {start} to {century}",
     "The {event} went on from the year {start} until the year {century}",
     "A big {event} lasted from {start} until {century}",
+    "Then the {event} went on from {start} until {century}",
 )
 HELD_OUT_TEMPLATES = (
     "The {event} went on from {start} to {century}",
