@@ -51,7 +51,7 @@ def sheet(
     wide = min(wide, len(names))
     high = math.ceil(len(names) / wide)
     figure = make_subplots(
-        high, wide, subplot_titles=[plain(n).replace("\n", "<br>") for n in names],
+        high, wide, subplot_titles=["<br>".join(map(plain, n.split("\n"))) for n in names],
         horizontal_spacing=0.06 / max(wide - 1, 1), vertical_spacing=min(0.3, 0.34 / high),
     )  # fmt: skip
     finite = maps[np.isfinite(maps)]
@@ -151,20 +151,30 @@ def waterfall(start: float, steps: np.ndarray, names: Sequence[str], units: str)
     values = np.concatenate([[start], steps[known]])
     before = np.concatenate([[0.0], np.cumsum(values)[:-1]])
     total = float(values.sum())
-    heights = np.append(values, total).astype(np.float32)
-    bases = np.append(before, 0.0).astype(np.float32)
-    colours = [SERIES[7], *(SERIES[0] if v >= 0 else SERIES[1] for v in values[1:]), SERIES[7]]
-    shapes = ["", *("" if v >= 0 else "/" for v in values[1:]), ""]
+    heights = np.append(values, total)
+    bases = np.append(before, 0.0)
     unit = "" if units in ("", "1") else f" {plain(units)}"
     sums = [*np.cumsum(values).tolist(), total]
-    figure = go.Figure(go.Bar(
-        x=list(range(len(labels))), y=heights, base=bases,
-        marker={"color": colours, "pattern": {"shape": shapes, "fgopacity": 0.6},
-                "line": {"width": 0}},
-        customdata=[f"{plain(n)}<br><b>{number(float(h))}</b>{unit}<br>together {number(float(s))}"
-                    for n, h, s in zip(labels, heights, sums, strict=True)],
-        hovertemplate="%{customdata}<extra></extra>",
-    ))  # fmt: skip
+    spoken = [
+        f"{plain(n)}<br><b>{number(float(h))}</b>{unit}<br>together {number(float(s))}"
+        for n, h, s in zip(labels, heights, sums, strict=True)
+    ]
+    ends = np.zeros(len(labels), dtype=bool)
+    ends[[0, -1]] = True
+    figure = go.Figure()
+    for where, colour, shape in (
+        (ends, SERIES[7], ""), (~ends & (heights >= 0), SERIES[0], ""),
+        (~ends & (heights < 0), SERIES[1], "/"),
+    ):  # fmt: skip
+        at = np.flatnonzero(where)
+        if at.size:
+            figure.add_trace(go.Bar(
+                x=at.tolist(), y=heights[at].astype(np.float32), width=0.8,
+                base=bases[at].astype(np.float32), customdata=[spoken[k] for k in at],
+                marker={"color": colour, "line": {"width": 0},
+                        "pattern": {"shape": shape, "fgopacity": 0.6}},
+                hovertemplate="%{customdata}<extra></extra>",
+            ))  # fmt: skip
     xs, ys = [], []
     for k, s in enumerate(sums[:-1]):
         xs += [k - 0.4, k + 1.4, None]
@@ -179,5 +189,5 @@ def waterfall(start: float, steps: np.ndarray, names: Sequence[str], units: str)
         showgrid=False, zeroline=False, automargin=True,
     )  # fmt: skip
     figure.update_yaxes(title={"text": plain(unit_text(units))}, zeroline=True, tickformat="~g")
-    figure.update_layout(height=460, bargap=0.2, showlegend=False)
+    figure.update_layout(height=460, barmode="overlay", showlegend=False)
     return figure

@@ -51,6 +51,17 @@
       window.dash_clientside.workbench.seen = here;
       return "";
     },
+    /* A board shows the numbers of its store. */
+    paint: function (values, id) {
+      const board = document.getElementById(id);
+      if (!board || !Array.isArray(values)) return "";
+      board.querySelectorAll(".pixel").forEach(function (cell, n) {
+        cell.style.setProperty("--ink-share", String(values[n] || 0));
+        cell.setAttribute("aria-selected", values[n] > 0.5 ? "true" : "false");
+      });
+      board._values = values.slice();
+      return "";
+    },
     /* The view of a result goes into the address without a new page. */
     remember: function (query) {
       if (typeof query === "string" && query.startsWith("?")) {
@@ -212,6 +223,72 @@
     if (layer && layer.classList && layer.classList.contains("grid-layer")) {
       const c = ready(layer);
       if (c) place(layer, c);
+    }
+  });
+
+  /* ---- the board on which a digit is drawn --------------------------------------------------- */
+  function dab(board, n, wipe) {
+    const v = board._values, row = Math.floor(n / 8), col = n % 8;
+    if (!v) return;
+    const put = function (r, c, share) {
+      if (r < 0 || r > 7 || c < 0 || c > 7) return;
+      v[8 * r + c] = wipe ? (share === 1 ? 0 : v[8 * r + c]) : Math.max(v[8 * r + c], share);
+    };
+    put(row, col, 1);
+    [[1, 0], [-1, 0], [0, 1], [0, -1]].forEach(function (d) { put(row + d[0], col + d[1], 0.35); });
+    window.dash_clientside.workbench.paint(v, board.id);
+  }
+
+  function keep(board) {
+    if (board._values) {
+      window.dash_clientside.set_props(board.dataset.store, { data: board._values.slice() });
+    }
+  }
+
+  let painting = null;
+  document.addEventListener("pointerdown", function (e) {
+    const cell = e.target.closest && e.target.closest(".board .pixel");
+    if (!cell) return;
+    e.preventDefault();
+    cell.focus({ preventScroll: true });
+    painting = cell.closest(".board");
+    if (cell.hasPointerCapture && cell.hasPointerCapture(e.pointerId)) {
+      cell.releasePointerCapture(e.pointerId);
+    }
+    dab(painting, Number(cell.dataset.n), e.shiftKey);
+  });
+  document.addEventListener("pointermove", function (e) {
+    if (!painting) return;
+    const under = document.elementFromPoint(e.clientX, e.clientY);
+    const cell = under && under.closest(".board .pixel");
+    if (cell && painting.contains(cell)) dab(painting, Number(cell.dataset.n), e.shiftKey);
+  });
+  document.addEventListener("pointerup", function () {
+    if (painting) keep(painting);
+    painting = null;
+  });
+
+  document.addEventListener("keydown", function (e) {
+    const cell = document.activeElement;
+    if (!cell || !cell.classList || !cell.classList.contains("pixel")) return;
+    const board = cell.closest(".board"), n = Number(cell.dataset.n);
+    const steps = { ArrowRight: 1, ArrowLeft: -1, ArrowDown: 8, ArrowUp: -8 };
+    if (e.key === " " || e.key === "Enter") {
+      e.preventDefault();
+      if (!board._values) return;
+      board._values[n] = board._values[n] > 0.5 ? 0 : 1;
+      window.dash_clientside.workbench.paint(board._values, board.id);
+      keep(board);
+      say(cell.getAttribute("aria-label") + (board._values[n] ? ", on" : ", off"));
+    } else if (e.key in steps) {
+      e.preventDefault();
+      const to = n + steps[e.key];
+      const across = Math.abs(steps[e.key]) === 1;
+      if (to < 0 || to > 63 || (across && Math.floor(to / 8) !== Math.floor(n / 8))) return;
+      const next = board.querySelector('[data-n="' + to + '"]');
+      cell.tabIndex = -1;
+      next.tabIndex = 0;
+      next.focus();
     }
   });
 })();

@@ -3,7 +3,7 @@
 Each non-linear unit takes its decision at the input (slope, divisor, pattern) and is linear from
 then on; values do not change by a bit (``sg(f) + (form - sg(form))``). Convolutions, linear maps,
 ReLU, max-pooling are left alone: autograd gives their decision. Every additive constant is entered
-in a ``Book``. Extends the function rules of ``engine/gradients`` (michelini2019linearscope).
+in a ``Book``. Extends the function rules of ``engine/gradients`` (michelini2019tour).
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Frozen: a network as the matrix F(x₀) and the remainder r(x₀), by products alone.
 
 ``f̂(x; x₀) = F(x₀)·x + r(x₀)`` with ``f̂(x₀; x₀) = f(x₀)`` and ``r = Σ_s r_s`` by source
-(michelini2019linearscope). F·u, Fᵀ·v and r_s come from one graph; F is never formed unless asked.
+(michelini2019tour). F·u, Fᵀ·v and r_s come from one graph; F is never formed unless asked.
 """
 
 from __future__ import annotations

@@ -216,7 +216,12 @@ def _paths(module: nn.Module, mode: Freezing, without: Collection[str]) -> Itera
     try:
         for path, part in module.named_modules():
             if path:
-                handles.append(part.register_forward_pre_hook(entering(path)))
+                named = (
+                    path
+                    if not path.rpartition(".")[2].isdigit()
+                    else (f"{type(part).__name__} {path}")
+                )
+                handles.append(part.register_forward_pre_hook(entering(named)))
                 handles.append(part.register_forward_hook(leaving))
         yield
     finally:

@@ -8,7 +8,7 @@ import xarray as xr
 from pydantic import Field, field_validator
 
 from interp.engine.linear import driven
-from interp.methods.interpreter.pictures import Pictures
+from interp.methods.interpreter.matrices import Matrices
 from interp.methods.interpreter.prompts import Prompts
 from interp.terms import (
     CapabilityError,
@@ -27,7 +27,7 @@ class LinearInterpreter(Method):
     """The network frozen at an input x₀: ``f̂(x; x₀) = F(x₀)·x + r(x₀)``, ``f̂(x₀; x₀) = f(x₀)``.
 
     Every non-linear unit takes its decision at x₀ (mask, argmax, divisor, slope, pattern) and is
-    linear from then on (michelini2019linearscope). Rows of F say which pixels an output reads,
+    linear from then on (michelini2019tour). Rows of F say which pixels an output reads,
     columns what a pixel writes; ``vote = row ⊙ x₀``, and ``Σ votes + r = logit``. r is told by its
     sources, each measured by itself: ``|f - F·x₀ - Σ_s r_s|`` is the check that can fail. F is not
     the gradient unless the network is piecewise linear and without norms.
@@ -38,7 +38,7 @@ class LinearInterpreter(Method):
 
     title: ClassVar[str] = "Linear interpreter"
     question: ClassVar[str] = "What does the network do to this very input, as a matrix?"
-    citations: ClassVar[tuple[str, ...]] = ("michelini2019linearscope",)
+    citations: ClassVar[tuple[str, ...]] = ("michelini2019tour",)
     version: ClassVar[int] = 1
 
     tour: Literal["votes", "rows", "columns", "residual", "svd", "copy_template"] = "votes"
@@ -95,7 +95,7 @@ class LinearInterpreter(Method):
         ``singular_value``, ``certificate [prompt, mode]``, ``eigen_input``, ``eigen_output``.
         """
         if isinstance(task, LabelledInputs):
-            return Pictures(self, model, task, context).measured()
+            return Matrices(self, model, task, context).measured()
         if not driven(model):
             raise CapabilityError(
                 f"{model.id} reads tokens and the engine cannot drive its layers.",
