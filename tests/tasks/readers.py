@@ -65,6 +65,23 @@ def sum_reader(modulus: int = 53) -> Any:
     return reader(words, len(words.words), 3)
 
 
+def people_reader() -> Any:
+    """A model of the words of the built-in observables and their prompts."""
+    from interp.tasks import concepts, politicians
+    from interp.tasks import words as names
+    from interp.tasks.grammar import WORD
+    from interp.tasks.observables import OBSERVABLES
+
+    sets = (concepts.SUBJECT, concepts.OBJECT, concepts.JOB, concepts.CASE, concepts.CASE_CORRUPT,
+            concepts.PARTY)  # fmt: skip
+    texts = [t for s in sets for templates in s for t in templates]
+    texts += [w for o in OBSERVABLES.values() for w in (*o.plus, *o.minus)]
+    texts += [*politicians.DEMOCRATS, *politicians.REPUBLICANS, *names.NAMES]
+    known = dict.fromkeys(w for t in texts for w in WORD.findall(t))
+    words = Words(("<bos>", "<unk>", "the", *(w for w in known if w != "the")))
+    return reader(words, len(words.words))
+
+
 def gpt2_reader(data: Path) -> Any:
     """A model with GPT-2's tokenizer."""
     return reader(Gpt2Words(data / "gpt2_tokenizer"), 50257, 1024)

@@ -6,12 +6,14 @@ import pytest
 
 from interp.tasks import TASKS, load_task, words
 from interp.tasks import ioi as ioi_words
+from interp.tasks.concepts import CONCEPTS
 from interp.terms import CapabilityError, TaskError, TaskRef, UsageError
 from tests.tasks.readers import (
     chain_reader,
     digit_reader,
     gpt2_reader,
     letter_reader,
+    people_reader,
     reader,
     sum_reader,
     word_reader,
@@ -23,6 +25,7 @@ OWN = {
     "hops": chain_reader,
     "induction": letter_reader,
     "modular_addition": sum_reader,
+    **dict.fromkeys(CONCEPTS, people_reader),
 }
 """Tasks that want a model of their own."""
 WORDED = ("ioi", "agreement", "pronouns", "greater_than", "brackets")

@@ -36,14 +36,12 @@ from interp.terms import (
 
 CONTENDERS = (
     "feature vector",
-    "logistic regression",
-    "ridge regression",
+    "regression",
     "mean difference",
     "bare observable",
     "random direction",
 )
-LEARNED = ("feature vector", "logistic regression", "mean difference", "random direction")
-"""Whose AUROC is drawn over the number of labelled prompts."""
+"""``regression`` is logistic for AUROC, ridge for r²."""
 
 
 class FeatureScores(Method):
@@ -102,7 +100,7 @@ class FeatureScores(Method):
         learned = self._learned(x, label, o, split, readout, vector, random)
         rows = self._whole(learned, x, label, o, split, random)
         context.advance(1, 1 + len(self.train_sizes))
-        rows |= self._curves(x, label, split, vector, random, rng, context)
+        rows |= self._curves(x, label, split, learned, random, rng, context)
         self._check(rows, context)
         coords: dict[str, Any] = {
             "component": list(CONTENDERS), "n_train": list(self.train_sizes),
@@ -153,8 +151,8 @@ class FeatureScores(Method):
         u = readout.weights([0]) @ readout.columns.T
         return {
             "feature vector": vector.vec,
-            "logistic regression": logistic(seen, label[rows], self.seed),
-            "ridge regression": ridge(seen, o[rows]),
+            "regression": logistic(seen, label[rows], self.seed),
+            "ridge": ridge(seen, o[rows]),
             "mean difference": mean_difference(seen, label[rows]),
             "bare observable": u[0].double().cpu().numpy(),
         }
@@ -179,8 +177,9 @@ class FeatureScores(Method):
                 interval[:, :, i] = np.nanpercentile(found, [2.5, 97.5], axis=0).T
                 continue
             score = x[test] @ learned[name]
-            value[:, i] = auroc(score, y), r_squared(score, goal)
-            interval[:, :, i] = intervals(score, y, goal, self.n_boot, self.seed).T
+            fit = x[test] @ learned["ridge" if name == "regression" else name]
+            value[:, i] = auroc(score, y), r_squared(fit, goal)
+            interval[:, :, i] = intervals(score, fit, y, goal, self.n_boot, self.seed).T
         own = x @ learned["feature vector"]
         dims = ("component",)
         return {
@@ -198,7 +197,7 @@ class FeatureScores(Method):
         x: np.ndarray,
         label: np.ndarray,
         split: Split,
-        vector: FeatureVector,
+        learned: dict[str, np.ndarray],
         random: np.ndarray,
         rng: np.random.Generator,
         context: Context,
@@ -208,17 +207,18 @@ class FeatureScores(Method):
         pools = [split.train[label[split.train] == c] for c in (0, 1)]
         mean = np.full((len(CONTENDERS), len(self.train_sizes)), np.nan)
         interval = np.full((2, *mean.shape), np.nan)
-        own = auroc(x[test] @ vector.vec, y)
+        free = ("feature vector", "bare observable")
+        own = {name: np.array([auroc(x[test] @ learned[name], y)]) for name in free}
         chance = np.array([auroc(s, y) for s in (x[test] @ random.T).T])
         for j, n in enumerate(self.train_sizes):
             context.advance(1 + j, 1 + len(self.train_sizes))
-            fixed = {"feature vector": np.array([own]), "random direction": chance}
-            drawn: dict[str, list[float]] = {"logistic regression": [], "mean difference": []}
+            fixed = {**own, "random direction": chance}
+            drawn: dict[str, list[float]] = {"regression": [], "mean difference": []}
             if n <= min(map(len, pools)):
                 for _ in range(self.draws):
                     rows = np.concatenate([rng.choice(p, n, replace=False) for p in pools])
                     for name, direction in (
-                        ("logistic regression", logistic(x[rows], label[rows], self.seed)),
+                        ("regression", logistic(x[rows], label[rows], self.seed)),
                         ("mean difference", mean_difference(x[rows], label[rows])),
                     ):
                         drawn[name].append(auroc(x[test] @ direction, y))

@@ -83,7 +83,7 @@ class FeatureSteering(Method):
         random -= random.mean(1, keepdims=True)
         random /= np.linalg.norm(random, axis=1, keepdims=True)
         steer = Steering(model, maps, task, readout, vector, self.where, context)
-        own = steer.doses(vector.unit, doses, self.tokens)
+        own = steer.doses(vector.unit, doses, self.tokens, show=True)
         fixed = steer.doses(vector.unit, doses, 0, fixed=True)
         drawn = [steer.doses(r, doses, self.tokens) for r in random]
         predicted = steer.slopes(vector.unit)[:, None] * np.array(doses)

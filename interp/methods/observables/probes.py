@@ -33,12 +33,15 @@ def r_squared(score: np.ndarray, o: np.ndarray) -> float:
 
 
 def intervals(
-    score: np.ndarray, label: np.ndarray, o: np.ndarray, n_boot: int, seed: int
+    score: np.ndarray, fit: np.ndarray, label: np.ndarray, o: np.ndarray, n_boot: int, seed: int
 ) -> np.ndarray:
-    """95 % bootstrap intervals of AUROC and r² over documents, ``[2 (low, high), 2]``."""
+    """95 % bootstrap intervals over documents, ``[2 (low, high), 2]``.
+
+    Of the AUROC of ``score`` and of the r² of ``fit`` with o.
+    """
     generator = np.random.default_rng(seed)
     drawn = generator.integers(0, len(score), (n_boot, len(score)))
-    found = [(auroc(score[i], label[i]), r_squared(score[i], o[i])) for i in drawn]
+    found = [(auroc(score[i], label[i]), r_squared(fit[i], o[i])) for i in drawn]
     if not found:
         return np.full((2, 2), np.nan)
     with warnings.catch_warnings():

@@ -115,7 +115,13 @@ class Steering:
         return array((logits.cpu() * self.readout.weights(rows).double().cpu()).sum(-1))
 
     def doses(
-        self, direction: np.ndarray, doses: tuple[float, ...], tokens: int, *, fixed: bool = False
+        self,
+        direction: np.ndarray,
+        doses: tuple[float, ...],
+        tokens: int,
+        *,
+        fixed: bool = False,
+        show: bool = False,
     ) -> Steered:
         """Change of o, what is written, and how often o is above 0."""
         change = np.zeros((len(self.task), len(doses)))
@@ -130,14 +136,20 @@ class Steering:
                 change[rows, j] = after - before
                 above[j] += (after > 0).sum()
                 if tokens:
-                    said[j] += self._written(prompts, rows, direction, alpha, tokens)
+                    said[j] += self._written(prompts, rows, direction, alpha, tokens, show)
                 if self.context.cancelled():
                     self.context.advance(0, 1)
         n = len(self.task)
         return Steered(change, said / n, above / n)
 
     def _written(
-        self, prompts: np.ndarray, rows: np.ndarray, direction: np.ndarray, alpha: float, count: int
+        self,
+        prompts: np.ndarray,
+        rows: np.ndarray,
+        direction: np.ndarray,
+        alpha: float,
+        count: int,
+        show: bool,
     ) -> float:
         """Prompts greedily continued by a plus word first, less those by a minus word."""
         tokens, start = prompts, prompts.shape[1]
@@ -148,7 +160,8 @@ class Steering:
                 logits = self.model.run(tokens, edits=edits, positions=[-1]).logits[:, -1]
             tokens = np.concatenate([tokens, logits.argmax(-1).cpu().numpy()[:, None]], 1)
         written = tokens[:, start:]
-        self._remember(written[0], alpha)
+        if show:
+            self._remember(written[0], alpha)
         weight = self.readout.observable.rows(rows)
         place = {t: i for i, t in enumerate(self.readout.observable.tokens)}
         total = 0.0
