@@ -19,6 +19,7 @@ PLACES = (
     ("/patching", "Patching"),
     ("/head", "Head"),
     ("/attribution", "Attribution"),
+    ("/depth", "Depth"),
     ("/interpreter", "Linear interpreter"),
     ("/runs", "Runs & jobs"),
 )

@@ -28,8 +28,20 @@ PLACES = (
     "kl_direction",
     "row",
     "col",
+    "boundary",
+    "layer_skipped",
+    "part",
+    "mode",
+    "stat",
+    "times",
+    "target",
+    "score",
+    "ranking",
+    "seed",
 )
 LONGEST = 300
+PALETTES = {"RdBu": "red and blue", "PuOr": "purple and orange"}
+SCALES = {"own": "own", "shared": "shared by unit", "robust": "robust (99 %)"}
 
 
 @dataclass(frozen=True)
@@ -40,11 +52,15 @@ class View:
         var: the variable shown, None for the first.
         tab: one of ``TABS``.
         place: axis -> entry that is selected.
+        palette: colours of signed numbers, one of ``PALETTES``.
+        scale: where the colours end, one of ``SCALES``.
     """
 
     var: str | None = None
     tab: str = "figure"
     place: Mapping[str, int | str] = field(default_factory=dict)
+    palette: str = "RdBu"
+    scale: str = "own"
 
     def query(self) -> dict[str, Any]:
         """The keys of the link, defaults left out."""
@@ -53,6 +69,10 @@ class View:
             out["var"] = self.var
         if self.tab != "figure":
             out["tab"] = self.tab
+        if self.palette != "RdBu":
+            out["palette"] = self.palette
+        if self.scale != "own":
+            out["scale"] = self.scale
         return out | dict(self.place)
 
 
@@ -65,6 +85,7 @@ def read_view(query: Mapping[str, Any], known: Any = None) -> tuple[View, list[s
     """
     notices: list[str] = []
     var, tab, place = None, "figure", {}
+    looks = {"palette": "RdBu", "scale": "own"}
     for key, value in query.items():
         text = value[0] if isinstance(value, list) else str(value)
         if key == "v":
@@ -74,12 +95,14 @@ def read_view(query: Mapping[str, Any], known: Any = None) -> tuple[View, list[s
             var = text
         elif key == "tab" and text in TABS:
             tab = text
+        elif (key, text) in {*(("palette", p) for p in PALETTES), *(("scale", s) for s in SCALES)}:
+            looks[key] = text
         elif key in PLACES and (entry := _entry(key, text, known)) is not None:
             place[key] = entry
         else:
             what = "has no such view" if key in (*PLACES, "var", "tab") else "means nothing here"
             notices.append(f"{_short(key)}={_short(text)} {what}; it was left out.")
-    return View(var, tab, place), notices[:5]
+    return View(var, tab, place, **looks), notices[:5]
 
 
 def _entry(key: str, text: str, known: Any) -> int | str | None:

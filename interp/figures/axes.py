@@ -25,6 +25,9 @@ TITLES = {
     "d_model": "residual coordinate",
     "d_head": "head coordinate",
     "measure": "measured or estimated",
+    "stat": "over tokens",
+    "drop": "left out",
+    "part": "part",
 }
 
 ONE_BASED = ("prompt", "top")
@@ -75,6 +78,7 @@ def axis_of(
     name: str,
     tokens: Mapping[str, Any] | None = None,
     picked: Mapping[str, Any] | None = None,
+    relative: bool = False,
 ) -> Axis:
     """Label one axis of an array.
 
@@ -83,8 +87,12 @@ def axis_of(
         name: the dimension.
         tokens: ``{"clean": [[text…]…], "corrupt": …}``, raw.
         picked: the selectors' entries, so that a picked prompt lends its own tokens.
+        relative: layers by their share of the depth, where the array has it beside them.
     """
     labels = labels_of(array, name)
+    shares = _shares(array, name) if relative else None
+    if shares is not None:
+        return _relative(name, shares)
     words = _words(array, name, labels, tokens, picked or {})
     if words is not None:
         return _token(name, labels, *words)
@@ -107,6 +115,33 @@ def axis_of(
     title = title_of(name)
     names = [plain(r) if name == "bound" else f"{plain(title)} {plain(r)}" for r in raw]
     return Axis(name, title, names, layout, "", values, text, raw)
+
+
+def _shares(array: xr.DataArray, name: str) -> list[float] | None:
+    """The relative depth beside a layer axis (``depth…``), or None."""
+    if kind_of(name) != "layer":
+        return None
+    for coord in array.coords:
+        if str(coord).startswith("depth") and array.coords[coord].dims == (name,):
+            return [float(v) for v in array.coords[coord].values]
+    return None
+
+
+def _relative(name: str, shares: list[float]) -> Axis:
+    """A layer axis labelled by share of the depth; entries stand where they stood."""
+    raw = [f"{v:.2f}" for v in shares]
+    ticks = thin(len(raw), 16)
+    layout = {
+        "tickmode": "array",
+        "tickvals": ticks,
+        "ticktext": [raw[i] for i in ticks],
+        "range": [-0.5, len(raw) - 0.5],
+        "automargin": True,
+        "tickangle": 0,
+    }
+    title = f"{title_of(name)} (share of the depth)"
+    names = [f"{plain(title_of(name))} {i} of depth {r}" for i, r in enumerate(raw)]
+    return Axis(name, title, names, layout, "", list(range(len(raw))), raw, raw)
 
 
 def _token(

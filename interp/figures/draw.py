@@ -36,6 +36,7 @@ def figures_of(
     palette: str = "RdBu",
     scale: Scale = "own",
     dark: bool = False,
+    relative: bool = False,
 ) -> dict[str, go.Figure]:
     """Draw every array of a dataset.
 
@@ -51,6 +52,7 @@ def figures_of(
         scale: colour limits from each array (``own``), from all of one unit (``shared``), or from
             the 99 % of the smallest absolute values (``robust``; what lies beyond is marked).
         dark: the dark theme (exports stay light).
+        relative: label layers by their share of the depth, where an array carries it.
 
     Returns:
         array name -> figure. ``figure.layout.meta`` says what is drawn: ``variable``, ``kind``,
@@ -67,7 +69,7 @@ def figures_of(
     if only is not None and only not in names:
         raise unknown_name("array", only, names)
     _known_axes(data, selection or {})
-    view = View(data, tokens, dict(selection or {}), palette, scale, title, stamp)
+    view = View(data, tokens, dict(selection or {}), palette, scale, title, stamp, relative)
     return {n: theme(_draw(view, n), dark) for n in ([only] if only else names)}
 
 
@@ -117,7 +119,7 @@ def _frame(
         else []
     )
     crowded = 22 if plan.kind in ("patterns", "sheet") else 0
-    above = textwrap.wrap(f"{view.title}: {long_name}" if view.title else long_name, 92)[:4]
+    above = textwrap.wrap(f"{view.title}: {long_name}" if view.title else long_name, 80)[:4]
     figure.update_layout(
         title={
             "text": "<br>".join(map(plain, above)),
@@ -150,7 +152,7 @@ def _frame(
 
 def _stamp(figure: go.Figure, stamp: str) -> None:
     """Under the x axis as part of its title, so that long tick labels push it down."""
-    lines = [plain(line) for line in _folded(stamp)]
+    lines = [plain(line) for line in _folded(stamp, 84)]
     layout: Any = figure.layout
     if layout.xaxis.visible is False or "xaxis2" in layout:
         figure.add_annotation(

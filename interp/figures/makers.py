@@ -41,6 +41,7 @@ class View:
     scale: str = "own"
     title: str = ""
     stamp: str = ""
+    relative: bool = False
 
 
 def _beside(
@@ -169,7 +170,7 @@ def _grid(view: View, name: str, array: xr.DataArray, plan: Plan, picked: dict[s
     if plan.stack:
         return _stack(view, name, array, plan, picked)
     array = array.transpose(*plan.axes)
-    y, x = (axis_of(array, a, view.tokens, picked) for a in plan.axes)
+    y, x = (axis_of(array, a, view.tokens, picked, view.relative) for a in plan.axes)
     cells = _cells(view, name, array, y, x, picked)
     flipped = plan.axes[0] in ("query", "label", "row", "boundary") or (
         kind_of(plan.axes[0]) in ("position", "small", "selector", "component")
@@ -183,7 +184,7 @@ def _grid(view: View, name: str, array: xr.DataArray, plan: Plan, picked: dict[s
 def _stack(view: View, name: str, array: xr.DataArray, plan: Plan, picked: dict[str, Any]) -> Any:
     layer, head = plan.stack
     array = array.transpose(layer, head, plan.axes[0])
-    x = axis_of(array, plan.axes[0], view.tokens, picked)
+    x = axis_of(array, plan.axes[0], view.tokens, picked, view.relative)
     layers, heads = labels_of(array, layer), labels_of(array, head)
     raw = [f"L{a} H{b}" for a in layers for b in heads]
     ticks = [i * len(heads) for i in range(len(layers))] if len(raw) > 40 else range(len(raw))
@@ -225,10 +226,10 @@ def _patterns(
 
 def _words(view: View, name: str, array: xr.DataArray, plan: Plan, picked: dict[str, Any]) -> Any:
     across = plan.axes[-1]
-    x = axis_of(array, across, view.tokens, picked)
+    x = axis_of(array, across, view.tokens, picked, view.relative)
     if len(plan.axes) == 2:
         array = array.transpose(*plan.axes)
-        y = axis_of(array, plan.axes[0], view.tokens, picked)
+        y = axis_of(array, plan.axes[0], view.tokens, picked, view.relative)
     else:
         array = array.expand_dims("row")
         y = Axis("row", "", [""], {"tickvals": [], "range": [-0.5, 0.5]}, "", [0], [""], [""])
@@ -264,7 +265,7 @@ def _score_of(view: View, name: str) -> str | None:
 
 
 def _bars(view: View, name: str, array: xr.DataArray, plan: Plan, picked: dict[str, Any]) -> Any:
-    x = axis_of(array, plan.axes[0], view.tokens, picked)
+    x = axis_of(array, plan.axes[0], view.tokens, picked, view.relative)
     _, units, _ = attrs_of(array, name)
     error = _beside(view, name, "_se", array, picked)
     figure = charts.bars(
@@ -289,9 +290,9 @@ def _logarithmic(figure: Any, array: xr.DataArray) -> None:
 
 def _curve(view: View, name: str, array: xr.DataArray, plan: Plan, picked: dict[str, Any]) -> Any:
     array = array.transpose(*plan.axes)
-    x = axis_of(array, plan.axes[0], view.tokens, picked)
+    x = axis_of(array, plan.axes[0], view.tokens, picked, view.relative)
     others = plan.axes[1:]
-    lines = axis_of(array, others[0], view.tokens, picked) if others else None
+    lines = axis_of(array, others[0], view.tokens, picked, view.relative) if others else None
     labels = labels_of(array, plan.axes[0])
     numeric = all(isinstance(v, (int, float)) for v in labels)
     long_name, units, _ = attrs_of(array, name)
@@ -317,9 +318,9 @@ def _whiskers(
     view: View, name: str, array: xr.DataArray, plan: Plan, picked: dict[str, Any]
 ) -> Any:
     array = array.transpose(*plan.axes)
-    bound = axis_of(array, "bound", view.tokens, picked)
+    bound = axis_of(array, "bound", view.tokens, picked, view.relative)
     others = plan.axes[1:]
-    x = axis_of(array, others[0], view.tokens, picked) if others else None
+    x = axis_of(array, others[0], view.tokens, picked, view.relative) if others else None
     long_name, units, _ = attrs_of(array, name)
     figure = charts.whiskers(numbers_of(array), bound, x, long_name=long_name, units=units)
     return figure, [], (others[0] if others else "", "bound")
@@ -327,7 +328,7 @@ def _whiskers(
 
 def _scatter(view: View, name: str, array: xr.DataArray, plan: Plan, picked: dict[str, Any]) -> Any:
     array = array.transpose(*plan.axes)
-    measure, cells = (axis_of(array, d, view.tokens, picked) for d in plan.axes)
+    measure, cells = (axis_of(array, d, view.tokens, picked, view.relative) for d in plan.axes)
     _, units, _ = attrs_of(array, name)
     figure = charts.scatter(numbers_of(array), measure, cells, units=units)
     note = "on the dashed line both are equal"
@@ -383,7 +384,7 @@ def _points(view: View, name: str, array: xr.DataArray, plan: Plan, picked: dict
     said = array.attrs
     places = numbers_of(array)[:, : 2 if said.get("flat") else 3]
     width = places.shape[1]
-    axis = axis_of(array, across, view.tokens, picked)
+    axis = axis_of(array, across, view.tokens, picked, view.relative)
 
     def beside(key: str) -> np.ndarray | None:
         found = said.get(key)
