@@ -5,14 +5,14 @@ from __future__ import annotations
 import json
 import logging
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from interp.jobs.asking import allowed_model, allowed_task, job_of
 from interp.jobs.catalogue import describe_in, publish
-from interp.jobs.context import JobContext
+from interp.jobs.context import LOOK_S, JobContext
 from interp.jobs.table import Ask, now
 from interp.jobs.uploads import pairs_of_text
 from interp.run import LocalContext, facts_of_tensors, method_of, run, task_of, tokens_of
@@ -36,11 +36,13 @@ class Desk:
         store: the store that is served.
         roots: model folders that may be opened.
         shelf: open models.
+        between: called between the chunks of an answer that measures; serves quick requests.
     """
 
     store: Store
     roots: tuple[Path, ...]
     shelf: Shelf
+    between: Callable[[], object] = lambda: None
 
     def model(self, payload: Mapping[str, Any]) -> HookedModel:
         """The model that a payload names."""
@@ -51,7 +53,7 @@ class Desk:
 
 
 class ShortContext(LocalContext):
-    """The context of a short request: it ends when nobody waits any more.
+    """The context of a short request: it ends when nobody waits any more, and lets others in.
 
     Args:
         desk: whose models and results it opens.
@@ -62,6 +64,14 @@ class ShortContext(LocalContext):
     def __init__(self, desk: Desk, seconds: float, **options: Any) -> None:
         super().__init__(store=desk.store, shelf=desk.shelf, **options)
         self._desk, self._end = desk, now() + seconds
+        self._looked = now()
+
+    def advance(self, done: float, total: float) -> None:
+        """Let quick requests in between."""
+        if now() - self._looked >= LOOK_S:
+            self._desk.between()
+            self._looked = now()
+        super().advance(done, total)
 
     def cancelled(self) -> bool:
         """Whether its time is over."""
@@ -70,6 +80,12 @@ class ShortContext(LocalContext):
     def model(self, ref: str) -> HookedModel:
         """Open a model, if this worker may."""
         return super().model(allowed_model(ref, self._desk.roots))
+
+    def dictionary(self, ref: str) -> Any:
+        """Open a dictionary that ships or lies in one of the worker's folders."""
+        from interp.models import load_dictionary
+
+        return load_dictionary(ref, roots=self._desk.roots)
 
     result = JobContext.result
 
@@ -287,6 +303,26 @@ ANSWERS: dict[str, Callable[[Desk, Mapping[str, Any]], dict[str, Any]]] = {
     "refresh": refresh,
     "ping": ping,
 }
+
+QUICK = ("ping", "tokenize", "decode", "load_task", "make_pairs", "file_pairs", "estimate")
+"""Requests that measure nothing: they are let in between the chunks of one that does."""
+
+PATIENCE_S = 2.0
+"""A request that measures lets quick ones go first that come up to so many seconds after it."""
+
+
+def next_of(asks: Sequence[Ask], quick: bool = False) -> Ask | None:
+    """Who is served next: the oldest, where one that measures counts as a little younger.
+
+    So a quick question never stands behind a row of slow ones, and a slow one never waits for
+    more than the quick ones of a moment.
+
+    Args:
+        asks: who waits.
+        quick: look at quick requests alone.
+    """
+    fit = [a for a in asks if a.kind in QUICK or not quick]
+    return min(fit, key=lambda a: a.created + PATIENCE_S * (a.kind not in QUICK), default=None)
 
 
 def answer_to(desk: Desk, ask: Ask) -> dict[str, Any]:

@@ -118,3 +118,20 @@ def test_dictionaries_under_the_roots_are_listed_by_the_names_that_open_them(
     assert found == ["one", "set/layer.2", "set/layer.3"]
     for ref in found:
         assert load_dictionary(ref, roots=[tmp_path]).n_features == 24
+
+
+def test_the_worker_opens_no_dictionary_outside_its_folders(tmp_path: Path) -> None:
+    from interp.jobs.answers import ShortContext
+    from interp.jobs.context import JobContext
+
+    inside, outside = tmp_path / "models", tmp_path / "else"
+    for folder in (inside / "sae", outside):
+        hand_made(folder, 16)
+    short, job = (object.__new__(kind) for kind in (ShortContext, JobContext))
+    short._desk = SimpleNamespace(roots=(inside,))  # type: ignore[assignment]
+    job.roots = (inside,)
+    for context in (short, job):
+        assert context.dictionary("sae").n_features == 24
+        for ref in (str(outside), "../else"):
+            with pytest.raises(UsageError, match="no folder"):
+                context.dictionary(ref)
