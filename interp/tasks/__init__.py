@@ -2,6 +2,16 @@
 
 from interp.tasks.families import Knob, TaskFamily
 from interp.tasks.files import FILE_OPTIONS, task_from_file
+from interp.tasks.observables import OBSERVABLES, observables_of
 from interp.tasks.registry import TASKS, load_task
 
-__all__ = ["FILE_OPTIONS", "TASKS", "Knob", "TaskFamily", "load_task", "task_from_file"]
+__all__ = [
+    "FILE_OPTIONS",
+    "OBSERVABLES",
+    "TASKS",
+    "Knob",
+    "TaskFamily",
+    "load_task",
+    "observables_of",
+    "task_from_file",
+]
