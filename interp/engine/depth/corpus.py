@@ -10,7 +10,15 @@ import numpy as np
 
 from interp.engine import memory as machine
 from interp.engine.costs import layer_flops
-from interp.terms import CapabilityError, HookedModel, PromptPairs, TaskError, Texts, TooLargeError
+from interp.terms import (
+    CapabilityError,
+    Context,
+    HookedModel,
+    PromptPairs,
+    TaskError,
+    Texts,
+    TooLargeError,
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -24,6 +32,8 @@ class Batch:
             where there is none.
         answers: 1 where the answer is predicted, ``[row, position]`` (bool).
         counted: positions that are averaged, ``[position]`` (bool).
+        donors: for each prompt the tokens of the one before it of the same length (the last for
+            the first), ``[row, position]``.
     """
 
     rows: np.ndarray
@@ -31,6 +41,7 @@ class Batch:
     targets: np.ndarray
     answers: np.ndarray
     counted: np.ndarray
+    donors: np.ndarray
 
     @property
     def length(self) -> int:
@@ -48,7 +59,10 @@ class Batch:
     def part(self, start: int, stop: int) -> Batch:
         """Some of the rows."""
         s = slice(start, stop)
-        return Batch(self.rows[s], self.tokens[s], self.targets[s], self.answers[s], self.counted)
+        return Batch(
+            self.rows[s], self.tokens[s], self.targets[s], self.answers[s], self.counted,
+            self.donors[s],
+        )  # fmt: skip
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,15 +98,12 @@ class Corpus:
         """Whether all prompts have one length."""
         return len(self.batches) == 1
 
-    def pieces(self, tokens: int, least: int = 1) -> Iterator[Batch]:
-        """Batches of at most so many tokens (but never under ``least`` rows)."""
+    def pieces(self, tokens: int) -> Iterator[Batch]:
+        """Batches of at most so many tokens, and at least one prompt."""
         for batch in self.batches:
-            step = max(least, tokens // batch.length)
-            stops = list(range(0, len(batch), step))
-            if len(stops) > 1 and len(batch) - stops[-1] < least:
-                stops.pop()
-            for start, stop in zip(stops, [*stops[1:], len(batch)], strict=True):
-                yield batch.part(start, stop)
+            step = max(1, tokens // batch.length)
+            for start in range(0, len(batch), step):
+                yield batch.part(start, min(len(batch), start + step))
 
 
 def corpus_of(model: HookedModel, task: Texts | PromptPairs, *, keep_first: bool = False) -> Corpus:
@@ -130,7 +141,8 @@ def corpus_of(model: HookedModel, task: Texts | PromptPairs, *, keep_first: bool
                 padded[r, t, : len(names)] = names
         answers = np.array([marks[i] for i in rows], dtype=bool)
         counted = np.arange(length) >= first
-        batches.append(Batch(np.array(rows), tokens, padded, answers, counted))
+        donors = np.roll(tokens, 1, 0)
+        batches.append(Batch(np.array(rows), tokens, padded, answers, counted, donors))
     marked = any(b.answers.any() for b in batches)
     return Corpus(tuple(batches), len(prompts), marked, bool(task.bos), first)
 
@@ -199,3 +211,16 @@ def tokens_at_once(model: HookedModel, limit: int, held: int = 12, most: int = 1
             remedy="Give more memory, or a smaller dtype.",
         )
     return max(1, min(fits, most, int(machine.SECONDS * rate / max(flops, 1.0))))
+
+
+def kept_limit(context: Context, limit: int) -> int:
+    """The tokens of one pass as an earlier try of this run chose them, else as given, and kept.
+
+    Finished pieces are found by their number, so a resumed run must be cut as before.
+    """
+    found = context.load_chunk("partition")
+    if found is None:
+        context.save_chunk("partition", {"limit": np.array(limit)})
+        context.note("partition", limit)
+        return limit
+    return int(found["limit"])

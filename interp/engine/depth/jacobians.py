@@ -99,7 +99,7 @@ def loss_gradients(
             x = layer_step(block, x)[2]
             boundary.append(x)
         row, at = np.nonzero(batch.scored)
-        chosen = x[torch.from_numpy(row).to(x.device), torch.from_numpy(at)]
+        chosen = x[torch.from_numpy(row).to(x.device), torch.from_numpy(at).to(x.device)]
         right = torch.from_numpy(batch.targets[row, at]).to(x.device)
         loss = x.new_zeros((), dtype=wide(x).dtype)
         for part in slices(len(chosen), vocab):

@@ -121,7 +121,8 @@ def scored_losses(
         vocab: size of the vocabulary.
     """
     row, at = np.nonzero(where)
-    chosen = resid_RTD[torch.from_numpy(row).to(resid_RTD.device), torch.from_numpy(at)]
+    device = resid_RTD.device
+    chosen = resid_RTD[torch.from_numpy(row).to(device), torch.from_numpy(at).to(device)]
     right = torch.from_numpy(targets[row, at]).to(resid_RTD.device)
     out = []
     for part in slices(len(chosen), vocab):

@@ -200,7 +200,8 @@ class _Pass:
         ratios = changed(clean, added, x[0], self.clamp).cpu().numpy()
         self.null[layer] = ratios[0]
         self.effect[: n - self.fixed, layer] = ratios[1:]
-        self.vanishing += int(np.isnan(ratios[0]).sum())
+        seen = min((s.seen for s in self.skips), default=0)
+        self.vanishing += int(np.isnan(ratios[0][:, seen:]).sum())
         fresh = [s for s in self.skips[n - self.fixed :] if s.layer == layer]
         donor = self.fixed - 1
         made = self._spawned(
@@ -328,7 +329,9 @@ def local_skips(
                 known = ratios[0][np.isfinite(ratios[0])]
                 floor = max(floor, float(known.max(initial=0.0)))
             zero = changed(clean, clean[None], x, clamp)
-            vanishing += int(torch.isnan(zero).sum())
+            vanishing += int(
+                torch.isnan(zero[..., min((s.seen for s in skips), default=0) :]).sum()
+            )
             own = [i for i, s in enumerate(skips) if s.layer == layer]
             given = (attn, mlp) if donor is None else layer_step(block, donor)
             a_, m_ = fill.at(layer, given[0], given[1])

@@ -9,7 +9,7 @@ import xarray as xr
 from pydantic import Field
 
 from interp.engine.depth import corpus_of
-from interp.engine.depth.corpus import tokens_at_once
+from interp.engine.depth.corpus import kept_limit, tokens_at_once
 from interp.engine.depth.integrating import Path, integrated
 from interp.methods.depth.arrays import attrs, dataset, depth_coords, facts
 from interp.methods.depth.contributions import means_of, residual_means
@@ -54,7 +54,8 @@ class DepthGradients(Method):
                 remedy="Give texts with an answer_mask, or pairs with right answers.",
             )
         L = model.shape.n_layers
-        limit = max(1, tokens_at_once(model, context.memory, held=12 * L) // 4)
+        fits = tokens_at_once(model, context.memory, held=12 * L)
+        limit = kept_limit(context, max(1, fits // 4))
         targets = list(dict.fromkeys(self.targets))
         starts = self._corpus_means(model, corpus, limit)
         ig = np.full((len(targets), corpus.n_prompts, L, corpus.longest), np.nan)

@@ -11,7 +11,7 @@ from pydantic import Field
 from scipy import stats
 
 from interp.engine.depth import Corpus, corpus_of, wide
-from interp.engine.depth.corpus import tokens_at_once
+from interp.engine.depth.corpus import kept_limit, tokens_at_once
 from interp.engine.depth.programs import Part, Program, added, staged
 from interp.methods.depth.arrays import attrs, dataset, facts, resampled
 from interp.methods.depth.judging import Judged, judge
@@ -60,7 +60,7 @@ class LayerImportance(Method):
         """``delta_loss [component]``, ``importance [score, component]``, ``spearman [score]``."""
         corpus = corpus_of(model, task, keep_first=self.keep_first)
         L = model.shape.n_layers
-        limit = tokens_at_once(model, context.memory)
+        limit = kept_limit(context, tokens_at_once(model, context.memory))
         parts: list[Part] = [
             (layer, what)
             for layer in range(L)

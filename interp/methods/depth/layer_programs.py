@@ -9,7 +9,7 @@ import xarray as xr
 from pydantic import Field
 
 from interp.engine.depth import Corpus, corpus_of
-from interp.engine.depth.corpus import tokens_at_once
+from interp.engine.depth.corpus import kept_limit, tokens_at_once
 from interp.engine.depth.programs import Program, plain
 from interp.methods.depth.arrays import attrs, dataset, depth_coords, facts, resampled
 from interp.methods.depth.judging import Judged, judge
@@ -59,7 +59,7 @@ class LayerPrograms(Method):
         named = self._programs(L)
         control = self._random(named, L)
         programs = [plain(range(L)), *(p for _, _, p in named), *control]
-        limit = tokens_at_once(model, context.memory)
+        limit = kept_limit(context, tokens_at_once(model, context.memory))
         judged = judge(
             model, corpus, programs, limit, context, share=lambda s: context.advance(s, 1.0)
         )

@@ -9,7 +9,7 @@ import xarray as xr
 from pydantic import Field
 
 from interp.engine.depth import Batch, Corpus, corpus_of, erase
-from interp.engine.depth.corpus import tokens_at_once
+from interp.engine.depth.corpus import kept_limit, tokens_at_once
 from interp.methods.depth.arrays import attrs, dataset, depth_coords, facts
 from interp.methods.depth.contributions import residual_means
 from interp.terms import Check, Context, HookedModel, Method, PromptPairs, Texts, UsageError
@@ -46,7 +46,7 @@ class ResidualErasure(Method):
     ) -> xr.Dataset:
         """``effect [mode, boundary, position]``, and by slot where the task has slots."""
         corpus = corpus_of(model, task, keep_first=self.keep_first)
-        limit = tokens_at_once(model, context.memory)
+        limit = kept_limit(context, tokens_at_once(model, context.memory))
         L = model.shape.n_layers
         means = residual_means(model, corpus, limit)
         modes = list(dict.fromkeys(self.modes))

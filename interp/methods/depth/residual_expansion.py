@@ -9,7 +9,7 @@ import xarray as xr
 from pydantic import Field
 
 from interp.engine.depth import Corpus, corpus_of, wide
-from interp.engine.depth.corpus import tokens_at_once
+from interp.engine.depth.corpus import kept_limit, tokens_at_once
 from interp.engine.depth.orders import order_spectrum
 from interp.engine.depth.programs import Program, plain
 from interp.methods.depth.arrays import attrs, dataset, depth_coords, facts
@@ -57,6 +57,7 @@ class ResidualExpansion(Method):
         corpus = corpus_of(model, task, keep_first=self.keep_first)
         L = model.shape.n_layers
         most = min(self.max_order, 2 * L)
+        limit = kept_limit(context, tokens_at_once(model, context.memory))
         spectrum, apart = self._spectrum(model, corpus, most, context)
         windows = [
             (w, i) for w in range(1, min(self.longest, L) + 1) for i in range(L - w + 1)
@@ -64,7 +65,7 @@ class ResidualExpansion(Method):
         lesions = self._lesions(L)
         programs = [plain(range(L)), *(_window(L, i, w) for w, i in windows), *lesions]
         judged = judge(
-            model, corpus, programs, tokens_at_once(model, context.memory), context,
+            model, corpus, programs, limit, context,
             share=lambda s: context.advance(0.4 + 0.6 * s, 1.0),
         )  # fmt: skip
         context.check(Check(

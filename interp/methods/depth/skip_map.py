@@ -9,7 +9,7 @@ import xarray as xr
 from pydantic import Field
 
 from interp.engine.depth import Batch, Corpus, Fill, Skip, Skipped, corpus_of
-from interp.engine.depth.corpus import tokens_at_once
+from interp.engine.depth.corpus import kept_limit, tokens_at_once
 from interp.engine.depth.wavefront import local_skips, skip_wavefront
 from interp.methods.depth.arrays import (
     STATS,
@@ -89,12 +89,12 @@ class SkipMap(Method):
         corpus = corpus_of(model, task, keep_first=self.keep_first)
         L = model.shape.n_layers
         self._check(model, corpus)
-        limit = tokens_at_once(model, context.memory)
+        limit = kept_limit(context, tokens_at_once(model, context.memory))
         means = means_of(model, corpus, limit) if self.with_ == "mean" else None
         grid = _Grid(self, corpus, L)
         work = [
             (batch, variants, mode)
-            for batch in corpus.pieces(max(1, limit // 24), least=2 if self._pairs else 1)
+            for batch in corpus.pieces(max(1, limit // 24))
             for mode, variants in self._variants(batch, L).items()
         ]
         cells = [len(v) * len(b) * b.length for b, v, _ in work]
@@ -182,7 +182,7 @@ class SkipMap(Method):
         if means is not None:
             fill = Fill("mean", *means)
         if self._pairs:
-            fill = Fill("resample", donor=np.roll(batch.tokens, 1, 0))
+            fill = Fill("resample", donor=batch.donors)
         at_once = max(4, limit // batch.tokens.size)
         order = sorted(range(len(skips)), key=lambda i: skips[i].layer)
         if mode == "local":

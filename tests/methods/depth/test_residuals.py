@@ -166,7 +166,8 @@ def test_erasing_with_the_prefix_reused_equals_a_rerun(family, mode):
                 places = list(range(1, t)) if mode == "before" else [t]
                 want = twin.erased(plain, tokens, means[layer], layer, places)
                 first = t + 1 if mode == "later" else t
-                assert close(found.away[layer, t - 1][:, first:], want[:, first:]) or t == 8
+                if first < 9:
+                    assert close(found.away[layer, t - 1][:, first:], want[:, first:])
                 assert np.isnan(found.away[layer, t - 1][:, :first]).all()
                 if mode == "single":
                     assert float(want[:, :t].max()) < 1e-14
