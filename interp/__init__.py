@@ -94,12 +94,15 @@ if TYPE_CHECKING:
     from interp.store import kept_task as kept_task
     from interp.tasks import TASKS as TASKS
     from interp.tasks import load_task as load_task
+    from interp.tasks import observables_of as observables_of
     from interp.tasks import task_from_file as task_from_file
     from interp.terms import Check as Check
     from interp.terms import Edit as Edit
+    from interp.terms import FeatureVector as FeatureVector
     from interp.terms import InterpError as InterpError
     from interp.terms import LabelledInputs as LabelledInputs
     from interp.terms import Method as Method
+    from interp.terms import Observable as Observable
     from interp.terms import PromptPairs as PromptPairs
     from interp.terms import Site as Site
     from interp.terms import Texts as Texts
