@@ -17,9 +17,14 @@ from interp.training.circuit import Ablation
 from interp.training.recipes import RECIPES
 from interp.training.scoring import Reader, score
 
-CARDS = {p.parent.name: json.loads(p.read_text()) for p in sorted(ZOO.glob("*/card.json"))}
+CARDS = {
+    p.parent.name: json.loads(p.read_text())
+    for p in sorted(ZOO.glob("*/card.json"))
+    if (p.parent / "model.safetensors").is_file()
+}
 SCORED = [(name, title) for name, card in CARDS.items() for title in card.get("accuracy", {})]
-SPEAKERS = [name for name in CARDS if (ZOO / name / "tokenizer.json").is_file()]
+TOKENIZERS = {p.parent.name: p.read_text() for p in sorted(ZOO.glob("*/tokenizer.json"))}
+SPEAKERS = [name for name, text in TOKENIZERS.items() if '"Mary"' in text]
 WITH_HEADS = [name for name, card in CARDS.items() if "heads" in card.get("mechanism", {})]
 
 

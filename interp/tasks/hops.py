@@ -95,7 +95,7 @@ def make(model: HookedModel, *, n: int, seed: int, hops: int, reader: bool) -> P
             f"Task 'hops' speaks {VOCAB} token ids of its own (pairs and queries), and this model "
             f"has {'a tokenizer' if model.tokenizer is not None else model.shape.vocab}"
             f"{'' if model.tokenizer is not None else ' of them'}.",
-            remedy="Take zoo:hops.",
+            remedy="Take zoo:hops or zoo:hops-trained.",
         )
     if reader and hops == CHAIN:
         raise UsageError(

@@ -69,6 +69,11 @@ def waves() -> Tensor:
     return torch.stack([angle.cos(), angle.sin()], 1) * (2 / P) ** 0.5
 
 
+def picked(frequencies: Iterable[int]) -> Tensor:
+    """Rows of ``waves`` that hold these frequencies."""
+    return torch.tensor([k - 1 for k in frequencies], dtype=torch.long)
+
+
 def power(table_PD: Tensor) -> Tensor:
     """Share of each frequency in the numbers' embeddings, ``[frequency]``; they sum to 1."""
     squared = torch.einsum("ksn,nd->ksd", waves(), table_PD.double()).square().sum((1, 2))
@@ -77,7 +82,7 @@ def power(table_PD: Tensor) -> Tensor:
 
 def part(table_PD: Tensor, frequencies: Iterable[int]) -> Tensor:
     """What a table of numbers has in these frequencies, ``[number, d]``."""
-    chosen = waves()[[k - 1 for k in frequencies]].flatten(0, 1)
+    chosen = waves()[picked(frequencies)].flatten(0, 1)
     return (chosen.T @ (chosen @ table_PD.double())).to(table_PD.dtype)
 
 
@@ -127,7 +132,7 @@ def measures(module: Decoder, frequencies: list[int]) -> dict[str, float]:
     with torch.no_grad():
         every = module.unembed(module.hidden(tokens)[:, -1])
     right, logits = (every.argmax(-1) == answers).double(), every[:, :P].double()
-    flat = waves()[[k - 1 for k in frequencies]].flatten(0, 1)
+    flat = waves()[picked(frequencies)].flatten(0, 1)
     basis = flat[:, (tokens[:, 0] + tokens[:, 1]) % P] / P**0.5
     main = basis.T @ (basis @ logits)
     loss = F.cross_entropy
@@ -138,7 +143,7 @@ def measures(module: Decoder, frequencies: list[int]) -> dict[str, float]:
         "test_loss": float(loss(logits[~known], answers[~known])),
         "restricted_loss": float(loss(main + logits.mean(0), answers)),
         "excluded_loss": float(loss((logits - main)[known], answers[known])),
-        "power": float(power(module.wte.weight[:P].detach())[[k - 1 for k in frequencies]].sum()),
+        "power": float(power(module.wte.weight[:P].detach())[picked(frequencies)].sum()),
     }
 
 
@@ -203,7 +208,8 @@ def mechanism(module: Decoder, frequencies: list[int]) -> dict[str, Any]:
     """The frequencies that carry the sums, and controls."""
     others = [k for k in range(1, P // 2 + 1) if k not in frequencies]
     rng = random.Random("frequencies/1")
-    sets = [sorted(rng.sample(others, len(frequencies))) for _ in range(20)]
+    size = min(len(frequencies), len(others))
+    sets = [sorted(rng.sample(others, size)) for _ in range(20)]
     return {
         "name": "sums of angles",
         "frequencies": frequencies,
