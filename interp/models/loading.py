@@ -15,9 +15,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from interp.models import hub, registry, safety, tensors
-from interp.models.families import Family, family_of, layer_facts
+from interp.models.families import Family, family_of
 from interp.models.others import Other, other_of
 from interp.models.placing import bytes_of, cast, read_device, read_dtype
+from interp.models.probing import probe_of
 from interp.models.tokenizer import TextTokenizer, open_tokenizer
 from interp.terms import RefusedError, UsageError, near_misses
 
@@ -435,24 +436,6 @@ def _proof(family: Family, module: nn.Module, name: str, place: torch.device) ->
             f"{name} was read, but a forward pass fails: {_one_line(error)}",
             remedy="Its config.json does not describe a model that runs.",
         ) from error
-
-
-def probe_of(family: Family, config: Any) -> Tensor:
-    """Token ids ``[1, T]`` that fit the model and, where it can be had, outrun its window.
-
-    A checkpoint may name a prompt itself (``probe_tokens`` in its config), for a model that does
-    nothing on any other.
-    """
-    import torch
-
-    own = getattr(config, "probe_tokens", None)
-    if isinstance(own, list) and own and all(type(t) is int for t in own):
-        known = [t % int(config.vocab_size) for t in own[: int(config.max_position_embeddings)]]
-        return torch.tensor([known])
-    windows = [layer_facts(family, config, n).window for n in range(config.num_hidden_layers)]
-    reach = max((w for w in windows if w is not None and w <= 60), default=0)
-    length = min(int(config.max_position_embeddings), max(16, reach + 4))
-    return (7 + 31 * torch.arange(length))[None] % int(config.vocab_size)
 
 
 def logits_of(module: nn.Module, tokens: Tensor) -> Tensor:
