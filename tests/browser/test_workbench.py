@@ -26,6 +26,8 @@ PAGES = (
     "/patching",
     "/head?layer=1&head=2",
     "/attribution",
+    "/depth",
+    "/interpreter",
     "/runs",
     "/method/toy_method",
     "/compare",
@@ -296,9 +298,34 @@ def test_a_prompt_of_512_tokens_is_drawn_and_walked(page, workbench):
     visit(page, workbench, "/run/{long}")
     page.wait_for_selector(".frame .js-plotly-plot .heatmaplayer image")
     assert 10 < len(ticks(page)) <= 64
+    assert "0 to 2 are the same in both prompts" in page.inner_text(".gtitle-subtitle")
+    shown = "() => document.querySelector('.js-plotly-plot')._fullLayout.xaxis.range.map(Number)"
+    assert page.evaluate(shown) == [-0.5, 66.5]
     page.focus(".frame .grid-layer")
     page.keyboard.press("End")
     assert "position 511 ␣w511" in page.inner_text("#announce")
+    left, right = page.evaluate(shown)
+    assert right == 511.5 and left == 444.5, "the window slides along"
+    cursor, plot = (page.locator(s).bounding_box() for s in (".frame .cursor", ".nsewdrag"))
+    assert plot["x"] <= cursor["x"] < plot["x"] + plot["width"]
+
+
+def test_colours_and_their_scale_are_chosen_kept_in_the_link_and_hidden_where_idle(page, workbench):
+    visit(page, workbench, "/run/{plain}")
+    scale = "() => document.querySelector('.js-plotly-plot')._fullData[0]"
+    before = page.evaluate(scale + ".colorscale[0][1]"), page.evaluate(scale + ".zmax")
+    page.get_by_role("textbox", name="Colours").click()
+    page.get_by_role("option", name="purple and orange").click()
+    page.wait_for_function("() => location.search.includes('palette=PuOr')")
+    page.get_by_role("textbox", name="Scale").click()
+    page.get_by_role("option", name="robust").click()
+    page.wait_for_function("() => location.search.includes('scale=robust')")
+    page.wait_for_function(f"z => {scale[6:]}.zmax < z", arg=before[1])
+    assert page.evaluate(scale + ".colorscale[0][1]") != before[0]
+    page.reload()
+    page.wait_for_selector(".js-plotly-plot .xtick")
+    assert page.get_by_role("textbox", name="Colours").input_value() == "purple and orange"
+    assert page.evaluate(scale + ".colorscale[0][1]") != before[0]
 
 
 PREFIXED = """
