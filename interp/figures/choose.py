@@ -55,8 +55,11 @@ STACKED_ROWS = 400
 MOST_MAPS = 64
 """Most maps of a grid of attention patterns; with more, one layer is shown at a time."""
 
-CURVES = ("alpha", "n_train", "reading")
-"""Small axes that are numbers with an order: an array over one of them is a curve."""
+SMALL_KINDS = {
+    **dict.fromkeys(("alpha", "n_train", "reading"), "curve"),
+    "observable": "selector",
+}
+"""Small axes that are drawn as another kind: numbers with an order, or one entry at a time."""
 
 LINES = 8
 """Most lines of one curve figure; more become a choice."""
@@ -85,7 +88,7 @@ class Plan:
 
 def kind_of(axis: str) -> str:
     """The kind of an axis; ``small`` for those a method adds."""
-    return "curve" if axis in CURVES else AXES.get(axis, "small")
+    return SMALL_KINDS.get(axis) or AXES.get(axis, "small")
 
 
 def drawn_names(data: xr.Dataset) -> list[str]:
