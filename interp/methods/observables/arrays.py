@@ -55,6 +55,11 @@ def arrays_of(found: dict[str, Any], ln: str, top: int) -> Rows:
             ("observable", "prompt"), found["cosine_final"], "1",
             "cosine of the angle by which the final norm turns the observable", 1,
         )  # fmt: skip
+    if "prompt_cosine" in found:
+        rows["prompt_cosine"] = (
+            ("observable", "prompt", "layer", "head"), found["prompt_cosine"], "1",
+            "the same of each head's own norm, prompt by prompt", 1,
+        )  # fmt: skip
     if "o" in found:
         rows["o"] = (("observable", "prompt"), found["o"], "logit", "the observable, clean", 1)
     return rows | _vectors(found, unit)

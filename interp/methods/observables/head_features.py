@@ -28,7 +28,7 @@ from interp.methods.observables.mlps import Mlps
 from interp.methods.observables.reading import Standing, at_logits, heads_free, heads_of, through
 from interp.methods.observables.trust import of_angles, of_identity, of_observables
 from interp.tasks.observables import observables_of
-from interp.terms import Context, HookedModel, Method, PromptPairs
+from interp.terms import Context, HookedModel, Method, PromptPairs, UsageError
 
 
 class HeadFeatures(Method):
@@ -59,6 +59,8 @@ class HeadFeatures(Method):
     """Where MLPs are made linear: between the classes, at the run, or at its mean."""
     top: Annotated[int, Field(ge=1, le=200)] = 10
     """So many of the longest vectors are compared with the largest effects."""
+    after_cap: bool = Field(False, json_schema_extra={"advanced": True})
+    """Read the logits behind their soft cap, by its slope at each prompt; before it if off."""
 
     def measure(self, model: HookedModel, task: PromptPairs | None, context: Context) -> xr.Dataset:
         """``norm``, ``vector [observable, layer, head, d_model]``; with pairs also effects."""
@@ -66,6 +68,11 @@ class HeadFeatures(Method):
         nodes = read_nodes(self.behind, model.shape)
         readouts = [Readout.of(maps, o) for o in observables_of(self.observable, model, task)]
         of_observables(context, readouts)
+        if self.after_cap and maps.cap is not None and task is None:
+            raise UsageError(
+                "The slope of the logits' soft cap is that of a prompt, and none was given.",
+                remedy="Give a task, or leave after_cap off.",
+            )
         if task is None:
             found = self._free(maps, readouts, nodes, context)
         else:
@@ -143,7 +150,10 @@ class HeadFeatures(Method):
     def _standing(
         self, maps: Maps, batch: Batch, readout: Readout, nodes: tuple[Node, ...]
     ) -> Standing:
-        at = at_logits(maps, batch.clean, readout.vector(batch.rows), self.ln)
+        u = readout.vector(batch.rows)
+        if self.after_cap:
+            u = readout.slope(maps, batch.clean, batch.rows)
+        at = at_logits(maps, batch.clean, u, self.ln)
         for node in nodes:
             at = through(maps, node, at, self.ln)
         return at
@@ -164,7 +174,9 @@ class HeadFeatures(Method):
         vector = torch.stack([r.vector for r in reads], 1)
         kept.add(batch.rows, "vector", vector, signed=True)
         kept.add(batch.rows, "norm", vector.norm(dim=-1), square=True)
-        kept.add(batch.rows, "cosine", torch.stack([r.cosine for r in reads], 1))
+        turned = torch.stack([r.cosine for r in reads], 1)
+        kept.add(batch.rows, "cosine", turned)
+        kept.each(batch.rows, "prompt_cosine", turned)
         total = torch.stack([r.total for r in reads], 1)
         split = torch.stack([r.share.sum(-1) + r.bias for r in reads], 1)
         kept.add(batch.rows, "attribution", total, signed=True)
@@ -176,6 +188,12 @@ class HeadFeatures(Method):
         if not nodes:
             effect = direct_effects(maps, batch, readout)
             kept.add(batch.rows, "direct_effect", effect, signed=True)
+
+    def _softcap(self, maps_cap: float | None) -> str:
+        """What is said of the logits' soft cap."""
+        if maps_cap is None:
+            return ""
+        return "slope of the cap at each prompt" if self.after_cap else "measured before the cap"
 
     # -- arrays ---------------------------------------------------------------------------------
 
@@ -198,7 +216,7 @@ class HeadFeatures(Method):
             "weight_hash": model.weight_hash,
             "patterns": "held fixed" if task is not None else "not read",
             "parallel": int(model.shape.parallel),
-            "softcap": "measured before the cap" if readouts[0].cap else "",
+            "softcap": self._softcap(maps_cap=readouts[0].cap),
         }
         if "o" in found and task is not None:
             sign = np.stack([signs(r.observable, task) for r in readouts])

@@ -52,10 +52,11 @@ class Means(dict[str, np.ndarray]):
         self[name] = self._kept[name] ** 0.5 if name in self._squares else self._kept[name]
 
     def each(self, rows: np.ndarray, name: str, value: Tensor) -> None:
-        """Values ``[row]`` that are kept prompt by prompt."""
+        """Values ``[row, …]`` that are kept prompt by prompt."""
+        values = array(value)
         if name not in self:
-            self[name] = np.full(self.n, np.nan)
-        self[name][rows] = array(value)
+            self[name] = np.full((self.n, *values.shape[1:]), np.nan)
+        self[name][rows] = values
 
     def worst(self, name: str, apart: Tensor, of: Tensor) -> None:
         """The largest of ``apart`` over the spread of ``of``, so far."""

@@ -193,6 +193,28 @@ def test_a_readout_that_lies_along_the_residual_is_flagged(gpt2, pairs):
     assert not checks["least_cosine"].passed
 
 
+def test_behind_a_soft_cap_the_observable_is_read_by_the_caps_own_slope():
+    model, pairs = wrapped("gemma2"), telling_pairs(raw("gemma2"), n=3, length=6)
+    maps = Maps(model)
+    run = trace(maps, np.array(pairs.clean))
+    readout = Readout.of(maps, Observable.from_tokens([5], [9]))
+    last = run.last[:, -1].clone().requires_grad_()
+    z = maps.final.affine(last, maps.final.scale(last)) @ readout.columns
+    o = (torch.tanh(z / maps.cap) * maps.cap) @ readout.weights([0])[0]
+    (slope,) = torch.autograd.grad(o.sum(), last)
+    from interp.methods.observables.reading import at_logits
+
+    u = readout.slope(maps, run, np.arange(3))
+    found = at_logits(maps, run, u, "exact").y[:, 0]
+    assert torch.allclose(found, slope, rtol=1e-8, atol=1e-12)
+    assert not torch.allclose(u, readout.vector(np.arange(3)), rtol=0.01)
+    one, _ = measured(HeadFeatures(observable="#5 / #9"), model, pairs)
+    two, _ = measured(HeadFeatures(observable="#5 / #9", after_cap=True), model, pairs)
+    assert (two["norm"].values < one["norm"].values).all()
+    with pytest.raises(UsageError, match="soft cap"):
+        measured(HeadFeatures(observable="#5 / #9", after_cap=True), model, None)
+
+
 # ----------------------------------------------------------------------------------------- effects
 
 
