@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from interp.engine.costs import MLP_BYTES
+from interp.terms import RefusedError
 
 LOGIT_BYTES = 64 * 2**20
 """Logits of the whole vocabulary stand for at most this many bytes at a time."""
@@ -92,6 +93,7 @@ def walk(blocks: Any, tokens: np.ndarray) -> Iterator[Step]:
     position_T = torch.arange(T, device=x.device)
     for number, block in enumerate(blocks.layers):
         attn, mlp, following = layer_step(block, x)
+        check_finite(following, number)
 
         def pattern(block: Any = block, x: Tensor = x) -> Tensor:
             q, k, _ = block.qkv(x.flatten(0, 1), position_T.repeat(R))
@@ -99,6 +101,19 @@ def walk(blocks: Any, tokens: np.ndarray) -> Iterator[Step]:
 
         yield Step(number, block, x, attn, mlp, following, pattern)
         x = following
+
+
+def check_finite(resid: Tensor, layer: int) -> None:
+    """Refuse a residual that is not finite: it would pass for an undefined effect.
+
+    Raises:
+        RefusedError: with the site.
+    """
+    if not bool(torch.isfinite(resid).all()):
+        raise RefusedError(
+            f"The residual behind layer {layer} is not finite (resid_post L{layer}).",
+            remedy="Load the model with dtype='float32'.",
+        )
 
 
 def slices(n: int, vocab: int, itemsize: int = 4) -> Iterator[slice]:

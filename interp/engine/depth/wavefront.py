@@ -18,7 +18,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from interp.engine.depth.walking import LOGIT_BYTES, embedded, layer_step, mlp_of, wide
+from interp.engine.depth.walking import (
+    LOGIT_BYTES,
+    check_finite,
+    embedded,
+    layer_step,
+    mlp_of,
+    wide,
+)
 
 PARTS = ("layer", "attention", "MLP")
 TILE = 8
@@ -195,6 +202,7 @@ class _Pass:
         shape = x.shape
         attn, mlp, out = (y.view(shape) for y in layer_step(block, x.flatten(0, 1)))
         n = self.rows.n
+        check_finite(out[0], layer)
         clean = wide(attn[0]) + wide(mlp[0])
         added = (wide(attn[r]) + wide(mlp[r]) for r in (1, *range(self.fixed, n)))
         ratios = changed(clean, added, x[0], self.clamp).cpu().numpy()
@@ -318,6 +326,7 @@ def local_skips(
         for layer, block in enumerate(blocks.layers):
             live = [i for i, s in enumerate(skips) if s.layer < layer]
             attn, mlp, following = layer_step(block, x)
+            check_finite(following, layer)
             clean = wide(attn) + wide(mlp)
             for start in range(0, len(live), at_once):
                 group = live[start : start + at_once]

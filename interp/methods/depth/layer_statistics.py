@@ -20,7 +20,6 @@ from interp.terms import (
     HookedModel,
     Method,
     PromptPairs,
-    RefusedError,
     ResultRef,
     Texts,
 )
@@ -85,12 +84,6 @@ class LayerStatistics(Method):
             with torch.no_grad():
                 for step in walk(model.blocks, batch.tokens):
                     running.add(step, batch.rows, counted.to(model.blocks.device))
-                    if not running.finite(step):
-                        raise RefusedError(
-                            f"What layer {step.layer} adds is not finite (resid_post "
-                            f"L{step.layer}).",
-                            remedy="Load the model with dtype='float32'.",
-                        )
             context.advance(done + 1, len(pieces))
         found = running.means(self.weighting)
         zd = outlier_share(model)

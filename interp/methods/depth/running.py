@@ -111,10 +111,6 @@ class Running:
             self.count[rows] = n.cpu().numpy()
             self._before = None
 
-    def finite(self, step: Step) -> bool:
-        """Whether the next residual is finite."""
-        return bool(torch.isfinite(step.following).all())
-
     def _boundary(self, boundary: int, h: Tensor, rows: np.ndarray, mean: Any) -> None:
         self.sums["resid_norm"][boundary, rows] = mean(h.norm(dim=-1))
         self.sums["variance"][boundary, rows] = mean(h.var(-1, correction=0))

@@ -8,7 +8,7 @@ import torch
 
 from interp.engine.depth import Fill, Skip, local_skips, skip_wavefront, walk
 from interp.methods import METHODS
-from interp.terms import CancelledError, UsageError
+from interp.terms import CancelledError, RefusedError, UsageError
 from tests.checkpoints import hard_model
 from tests.engine.driven import Remembering
 from tests.methods.depth.models import (
@@ -223,6 +223,15 @@ def test_bfloat16_shows_its_null_row_and_identity_rows_stay_at_zero():
 def test_what_cannot_be_asked_is_refused_with_a_remedy(spec, task, words):
     with pytest.raises(UsageError, match=words):
         SkipMap(**spec).measure(gpt2(), task, Remembering())
+
+
+@pytest.mark.parametrize("method", ["skip_map", "layer_statistics", "residual_erasure"])
+def test_numbers_that_are_not_finite_are_refused_with_their_site(method):
+    module = hard_model("gpt2").double()
+    with torch.no_grad():
+        module.transformer.h[2].mlp.c_proj.bias.fill_(float("inf"))
+    with pytest.raises(RefusedError, match="resid_post L2"):
+        METHODS[method]().measure(loaded(module), texts(), Remembering())
 
 
 def test_one_layer_is_too_few():
