@@ -56,8 +56,10 @@ MOST_MAPS = 64
 """Most maps of a grid of attention patterns; with more, one layer is shown at a time."""
 
 SMALL_KINDS = {
-    **dict.fromkeys(("alpha", "n_train", "reading"), "curve"),
-    "observable": "selector",
+    **dict.fromkeys(("alpha", "n_train", "reading", "drop"), "curve"),
+    **dict.fromkeys(
+        ("observable", "stat", "readout", "times", "target", "score", "seed"), "selector"
+    ),
 }
 """Small axes that are drawn as another kind: numbers with an order, or one entry at a time."""
 
@@ -175,6 +177,8 @@ def _curve(x: str, dims: list[str], sizes: dict[str, int]) -> Plan:
 
 def _by_kinds(dims: list[str], sizes: dict[str, int], words: bool) -> Plan:
     main = [d for d in dims if kind_of(d) != "selector"]
+    several = [d for d in main if sizes[d] > 1 or kind_of(d) != "small"]
+    main = several or main  # of a small axis with one entry there is nothing to see
     if not main:
         main = [d for d in dims if kind_of(d) == "selector"]
     if words and dims:

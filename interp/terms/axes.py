@@ -69,13 +69,6 @@ SMALL_AXES: dict[str, str] = {
 """Axes that a method adds for itself, each with its meaning; docs/glossary.md lists them."""
 
 
-SMALL_KINDS: dict[str, str] = {
-    **dict.fromkeys(("mode", "stat", "readout", "times", "target", "score", "seed"), "selector"),
-    "drop": "curve",
-}
-"""Small axes that are drawn as one of the kinds of ``AXES``; the others are rows of a grid."""
-
-
 def check_dataset(data: xr.Dataset, small: dict[str, str] | None = None) -> None:
     """Assert the house's rules of a dataset.
 
