@@ -167,8 +167,9 @@ class Traces:
                 with self.model.trace(ids):
                     block = self.model.transformer.h[skip.layer]
                     where = slice(skip.start, skip.stop)
+                    before = block.input
                     value = block.output.clone()
-                    value[:, where] = block.input[:, where]
+                    value[:, where] = before[:, where]
                     block.output = value
                     other = self.model.lm_head.output.softmax(-1).save()
                 out.append((clean - other)[0].norm(dim=-1))

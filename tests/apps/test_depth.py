@@ -52,12 +52,12 @@ def bench(tmp_path: Any) -> Bench:
 
 @pytest.fixture
 def pages(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> Any:
-    app = fresh_app(bench)
-    with app.server.test_request_context("/"):
-        from apps.workbench.pages import depth
+    fresh_app(bench)
+    from apps.workbench.pages import depth
 
-        monkeypatch.setattr(depth, "bench", lambda: bench)
-        yield depth
+    monkeypatch.setattr(depth, "bench", lambda: bench)
+    monkeypatch.setattr(depth, "dark_now", lambda: False)
+    return depth
 
 
 def figures_in(parts: Any) -> list[Any]:

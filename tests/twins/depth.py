@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 
 PLACES = {
-    "gpt2": ("transformer.h", "attn", "mlp", "transformer.ln_f", "lm_head"),
-    "llama": ("model.layers", "self_attn", "mlp", "model.norm", "lm_head"),
-    "gpt_neox": ("gpt_neox.layers", "attention", "mlp", "gpt_neox.final_layer_norm", "embed_out"),
+    "gpt2": ("transformer.h", "attn", "mlp", "transformer.ln_f"),
+    "llama": ("model.layers", "self_attn", "mlp", "model.norm"),
+    "gpt_neox": ("gpt_neox.layers", "attention", "mlp", "gpt_neox.final_layer_norm"),
 }
 
 
@@ -33,12 +33,12 @@ class Plain:
     """A module with names for its layers, attentions, MLPs, final norm and unembedding."""
 
     def __init__(self, module: Any, family: str) -> None:
-        layers, attn, mlp, norm, head = PLACES[family]
+        layers, attn, mlp, norm = PLACES[family]
         self.module = module
         self.layers = list(module.get_submodule(layers))
         self.attn = [layer.get_submodule(attn) for layer in self.layers]
         self.mlp = [layer.get_submodule(mlp) for layer in self.layers]
-        self.norm, self.head = module.get_submodule(norm), module.get_submodule(head)
+        self.norm, self.head = module.get_submodule(norm), module.get_output_embeddings()
 
     def run(
         self,

@@ -70,7 +70,7 @@ class ResidualExpansion(Method):
         )  # fmt: skip
         context.check(Check(
             "orders_sum_to_the_forward_pass", "largest |Σ E_k - H_L| in standard deviations",
-            apart, 1e-9 if model.blocks.dtype.itemsize == 8 else 1e-3,
+            apart, 1e-5 if model.blocks.dtype.itemsize == 8 else 1e-3,
             note="The frozen network is the model itself at this run.",
         ))  # fmt: skip
         loss, kl = judged.mean_loss(), judged.mean_kl()

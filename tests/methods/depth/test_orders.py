@@ -62,7 +62,7 @@ def test_blocks_that_cancel_each_other_may_be_swapped_or_run_side_by_side():
             block.attn.c_proj.weight.zero_()
             block.attn.c_proj.bias.zero_()
             block.mlp.c_proj.weight.zero_()
-            block.mlp.c_proj.bias.fill_(0.4)
+            block.mlp.c_proj.bias.copy_(torch.linspace(-1, 1, 48).sin() * 2)
         two.mlp.c_proj.bias.neg_()
     spec = METHODS["layer_programs"](moves=("swap", "parallel"), n_boot=0)
     data = spec.measure(loaded(module), texts(), Remembering())
@@ -149,9 +149,10 @@ def test_orders_sum_to_the_forward_pass(name):
     model = load_model(f"zoo:{name}", dtype="float64", verify=False)
     tokens = rows(2, 7).numpy()
     whole, _, last, apart = order_spectrum(model, tokens, 8)
-    assert apart < 1e-11
+    # norms of the root-mean-square kind work in float32 inside, as their modules do
+    assert apart < (1e-11 if name.startswith("gpt") else 1e-5)
     short, _, _, _ = order_spectrum(model, tokens, 3)
-    assert close(short[:3], whole[:3]) and close(short[3], whole[3:].sum(0))
+    assert close(short[:3], whole[:3], 1e-6) and close(short[3], whole[3:].sum(0), 1e-5)
     assert float(whole[2].norm()) > 0.01 * float(last.norm())
 
 
@@ -161,4 +162,4 @@ def test_a_window_of_one_layer_is_the_model_and_wider_ones_are_not():
     assert float(np.abs(data["window_kl"].sel(window=1)).max()) < 1e-12
     assert float(data["window_kl"].sel(window=2).max()) > 0.01
     assert float(data["share"].sum()) == pytest.approx(1, abs=1e-9)
-    assert (data["lesion_loss"].values > 0).any()
+    assert (np.abs(data["lesion_loss"].values) > 0.01).all()
