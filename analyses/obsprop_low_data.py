@@ -1,11 +1,11 @@
 """How many labelled prompts is a feature vector worth that needed none, or one pair?
 
 For each concept: a head's feature vector from the weights alone (the longest), and from one pair of
-prompts (the head of the largest direct effect), as classifiers, beside logistic regression, mean
-difference, the bare unembedding direction and random directions at the same place. Probes learn
-from 1 to 100 labelled prompts a class. A concept on which logistic regression is at .9 after one
-prompt a class, or random directions outside .4 to .6, is said to be at ceiling: it tells nothing
-about few data. A run that is in the store already is not measured again.
+prompts (the head that helps most directly), as classifiers of the mean over a text's tokens, beside
+logistic regression, mean difference, the bare unembedding direction and random directions there.
+Probes learn from 1 to 100 labelled prompts a class. A concept on which logistic regression is at .9
+after one prompt a class, or random directions outside .4 to .6, is said to be at ceiling: it tells
+nothing about few data. A run that is in the store already is not measured again.
 
     python analyses/obsprop_low_data.py
     python analyses/obsprop_low_data.py --model EleutherAI/gpt-neo-1.3B --published
@@ -34,7 +34,6 @@ SHIPPED: tuple[tuple[str, str, str], ...] = (
      "pronouns:n=240,seed=0,cue=occupation,templates=any"),
     ("gender of a held-out name", "her / him",
      "pronouns:n=240,seed=0,names=held_out,case=object,templates=any"),
-    ("an open round or square bracket", ") / ]", "brackets:n=240,seed=0,templates=any"),
 )  # fmt: skip
 """(concept, observable, task) on the shipped model."""
 
@@ -84,7 +83,7 @@ def study(
         )  # fmt: skip
         spec = method.FeatureScores(
             vectors=vectors.run_id, train_sizes=SIZES, draws=draws, seed=seed,
-            aggregate="last" if isinstance(task, interp.PromptPairs) else "mean",
+            aggregate="mean",
         )  # fmt: skip
         found = interp.run(spec, model, task, store=store, progress=False)
         rows.append(row_of(name, data, found))

@@ -24,28 +24,29 @@ if TYPE_CHECKING:
 Sets = tuple[tuple[str, ...], ...]
 
 SUBJECT: Sets = (
-    ("{X} is a good student, isn't", "{X} lives near the school, doesn't",
-     "{X} can swim very well, can't"),
+    ("My friend {X} is a good student, isn't", "Our teacher {X} lives near the school, doesn't",
+     "His neighbour {X} can swim very well, can't"),
     ("Today {X} slept because", "Then {X} was happy when", "Yesterday {X} went home because"),
 )  # fmt: skip
 OBJECT: Sets = (
-    ("{X} did so well that we all praised", "{X} was so kind that everybody loved",
-     "{X} helped us all, and we thanked"),
+    ("My friend {X} did so well that we all praised", "In fact {X} was so kind that we all loved",
+     "Yesterday {X} helped us all, and we thanked"),
     ("Then {Y} saw {X} and thanked", "Today {Y} met {X} and helped",
      "Yesterday {Y} found {X} and called"),
 )  # fmt: skip
 JOB: Sets = (
-    ("{X} works as a", "{X} wants to become a", "After school {X} became a"),
+    ("My friend {X} works as a", "One day {X} wants to become a", "After school {X} became a"),
     ("Today {X} worked as a",),
 )  # fmt: skip
 CASE: Sets = (
-    ("{X} was late, so we called", "{X} was there, and we saw", "{X} left early, so we missed"),
+    ("They know {X} well and we called", "Today {X} was there and we saw",
+     "Then {X} came home and we met"),
     ("Then {Y} saw {X} and thanked", "Today {Y} met {X} and helped",
      "Yesterday {Y} found {X} and called"),
 )  # fmt: skip
 CASE_CORRUPT: Sets = (
-    ("{X} was late, so we left when", "{X} was there, and we went because",
-     "{X} left early, so we slept until"),
+    ("They know {X} well and left because", "Today {X} was there and slept until",
+     "Then {X} came home and smiled when"),
     ("Then {Y} saw {X} and when", "Today {Y} met {X} and because",
      "Yesterday {Y} found {X} and until"),
 )  # fmt: skip

@@ -100,7 +100,7 @@ def frozen_gradient(embed: list[Tensor], **model: Any) -> tuple[float, list[Tens
     frozen.given = True
     leaves = [e.clone().requires_grad_() for e in embed]
     again = forward(leaves, frozen=frozen, **model)
-    assert abs(float(again - o)) < 1e-9
+    assert abs(float((again - o).detach())) < 1e-9
     return float(o), list(torch.autograd.grad(again, leaves))
 
 

@@ -51,7 +51,7 @@ class FeatureCoupling(Method):
     second: Annotated[str, Field(max_length=500)] = ""
     """The second observable; the second of the run if empty."""
     node: Annotated[str, Field(max_length=20)] = ""
-    """The head (or MLP) whose tokens are drawn, as L9H6; that of the largest effect if empty."""
+    """The head or MLP whose tokens are drawn, as L9H6; that of the largest effect if empty."""
 
     def measure(self, model: HookedModel, task: PromptPairs | None, context: Context) -> xr.Dataset:
         """``coupling [layer, head]``, ``cosine``; with prompts also tokens and their slope."""

@@ -67,7 +67,7 @@ class FeatureScores(Method):
     observable: Annotated[str, Field(max_length=500)] = ""
     """Which of its observables; the first if empty."""
     node: Annotated[str, Field(max_length=20)] = ""
-    """The head or MLP, as L9H6; that of the largest effect if empty."""
+    """The head or MLP, as L9H6; that of the largest direct effect if empty."""
     aggregate: Literal["mean", "last", "max"] = "last"
     """What a text's score is: of its last token, or the mean or largest over tokens."""
     train_sizes: tuple[Annotated[int, Field(ge=1, le=10_000)], ...] = Field(

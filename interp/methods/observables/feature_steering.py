@@ -50,7 +50,7 @@ class FeatureSteering(Method):
     observable: Annotated[str, Field(max_length=500)] = ""
     """Which of its observables; the first if empty."""
     node: Annotated[str, Field(max_length=20)] = ""
-    """The head or MLP, as L9H6; that of the largest effect if empty."""
+    """The head or MLP, as L9H6; that of the largest direct effect if empty."""
     alpha: tuple[Annotated[float, Field(ge=-100, le=100)], ...] = Field(
         (-2.0, -1.0, -0.5, -0.25, -0.1, 0.0, 0.1, 0.25, 0.5, 1.0, 2.0), min_length=1, max_length=41
     )

@@ -24,8 +24,8 @@ def feature_vector(
     Args:
         data: the result's arrays.
         model: the model it is for.
-        node: ``L9H6`` or ``MLP5``; empty takes the head of the largest direct effect, or without
-            effects the longest vector.
+        node: ``L9H6`` or ``MLP5``; empty takes the head that helps the observable most directly,
+            or without effects the longest vector.
         observable: its name; empty takes the first.
 
     Raises:
@@ -70,7 +70,7 @@ def feature_vector(
 
 def _best(data: xr.Dataset, i: int) -> Node:
     by = "direct_effect" if "direct_effect" in data else "norm"
-    size = np.abs(data[by].values[i])
+    size = data[by].values[i]
     layer, head = np.unravel_index(int(np.nanargmax(size)), size.shape)
     return Node(int(layer), int(head))
 

@@ -354,7 +354,7 @@ def test_logistic_regression_finds_a_separating_direction():
     label = np.arange(80) % 2
     x = rng.normal(size=(80, 6)) + label[:, None] * np.array([2.0, 0, 0, 0, 0, 0])
     found = logistic(x, label, 0)
-    assert abs(found[0]) > 3 * np.abs(found[1:]).max()
+    assert abs(found[0]) > 2 * np.abs(found[1:]).max()
     assert auroc(x @ logistic(x[:2], label[:2], 0), label) > 0.5
 
 
