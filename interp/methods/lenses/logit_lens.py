@@ -43,10 +43,16 @@ class LogitLens(Method):
 
     top_k: Annotated[int, Field(ge=1, le=1000)] = 5
     """How many of the most probable tokens are kept and compared."""
+    middles: Annotated[bool, Field(json_schema_extra={"advanced": True})] = False
+    """Read the residual between attention and MLP too."""
     keep_first: Annotated[bool, Field(json_schema_extra={"advanced": True})] = False
     """Count position 0 too, where a beginning of sequence stands."""
     keep_prompts: Annotated[bool, Field(json_schema_extra={"advanced": True})] = True
     """Keep every prompt's values, not only the means."""
+
+    def needed(self) -> tuple[str, ...]:
+        """The residual between attention and MLP, where it is read."""
+        return ("blocks", "resid_mid") if self.middles else ("blocks",)
 
     def measure(
         self, model: HookedModel, task: Texts | PromptPairs, context: Context
@@ -54,7 +60,7 @@ class LogitLens(Method):
         """Curves ``[boundary]`` and, for every prompt, ``[prompt, boundary, position]``."""
         corpus = corpus_of(model, task, keep_first=self.keep_first)
         L, top = model.shape.n_layers, min(self.top_k, model.shape.vocab)
-        shape = (corpus.n_prompts, L + 1, corpus.longest)
+        shape = (corpus.n_prompts, L + 1 + L * self.middles, corpus.longest)
         held: dict[str, Any] = {k: np.full(shape, np.nan, np.float32) for k in CURVES}
         held["kl"] = np.full((2, *shape), np.nan, np.float32)
         held["top_id"] = np.full((*shape, top), -1, np.int32)
@@ -68,7 +74,7 @@ class LogitLens(Method):
             context.advance(done + 1, len(pieces))
         context.check(Check(
             "lens_at_the_end", "log-probabilities of the last boundary against the model's",
-            worst, 1e-4, note="The lens at boundary L is the model itself.",
+            worst, 1e-4 if model.blocks.dtype.itemsize >= 4 else 0.25, note="The lens at boundary L is the model itself.",
         ))  # fmt: skip
         return self._dataset(held, counted, corpus, model)
 
@@ -77,19 +83,21 @@ class LogitLens(Method):
         blocks: Any = model.blocks
         n, T = batch.tokens.shape
         with torch.no_grad():
-            resid = []
+            resid, middles = [], []
             for step in walk(blocks, batch.tokens):
                 resid += [step.resid, step.following] if step.layer == 0 else [step.following]
+                middles += [step.read] if self.middles else []
             own = model.run(batch.tokens[:1], positions=[-1]).logits
             lens = blocks.unembed(resid[-1][:1, -1])
             apart = wide(own[0, -1]).log_softmax(-1) - wide(lens[0]).log_softmax(-1)
             worst = float(apart.abs().max())
             right = torch.from_numpy(batch.targets).to(blocks.device).flatten(0, 1)
-            flat = [r.flatten(0, 1) for r in resid]
+            flat = [r.flatten(0, 1) for r in (*resid, *middles)]
+            last = flat[len(resid) - 1]
             for part in slices(n * T, model.shape.vocab * 4):
                 row, at = np.divmod(np.arange(part.start, part.stop), T)
                 rows = batch.rows[row]
-                final = wide(blocks.unembed(flat[-1][part])).log_softmax(-1)
+                final = wide(blocks.unembed(last[part])).log_softmax(-1)
                 final_top = final.topk(top).indices
                 for boundary, x in enumerate(flat):
                     logp = wide(blocks.unembed(x[part])).log_softmax(-1)
@@ -106,6 +114,8 @@ class LogitLens(Method):
     ) -> xr.Dataset:
         L = model.shape.n_layers
         arrays: dict[str, Any] = {}
+        between = {k: v[:, L + 1 :] if k != "kl" else v[:, :, L + 1 :] for k, v in held.items()}
+        held = {k: v[:, : L + 1] if k != "kl" else v[:, :, : L + 1] for k, v in held.items()}
         for name in CURVES:
             title, units = WORDS[name]
             mean, error = _over_tokens(held[name], counted)
@@ -134,10 +144,14 @@ class LogitLens(Method):
                 "token_ids": 1, "shade": "top_prob"})  # fmt: skip
             arrays["top_prob"] = ((*dims, "top"), held["top_prob"], {
                 "units": "1", "long_name": "their probability", "signed": 0})  # fmt: skip
-        coords = {
+        if self.middles:
+            arrays |= _middles(between, counted)
+        coords: dict[str, Any] = {
             "boundary": np.arange(L + 1), "depth": ("boundary", np.arange(L + 1) / L),
             "kl_direction": list(DIRECTIONS),
         }  # fmt: skip
+        if self.middles:
+            coords |= {"layer": np.arange(L), "depth_layer": ("layer", np.arange(L) / L)}
         if self.keep_prompts:
             coords |= {
                 "prompt": np.arange(corpus.n_prompts), "position": np.arange(corpus.longest),
@@ -173,6 +187,18 @@ def _curves(
     }
     found = {k: v.double().cpu().numpy() for k, v in out.items()}
     return {**found, "top_id": best.indices.int().cpu().numpy()}
+
+
+def _middles(between: dict[str, Any], counted: np.ndarray) -> dict[str, Any]:
+    """Means of the residuals between attention and MLP, ``[layer]``."""
+    out: dict[str, Any] = {}
+    for name in CURVES:
+        title, units = WORDS[name]
+        said = {"units": units, "long_name": f"{title}, between attention and MLP", "signed": 0}
+        out[f"{name}_between"] = (("layer",), _over_tokens(between[name], counted)[0], said)
+    kl = np.stack([_over_tokens(between["kl"][d], counted)[0] for d in range(2)])
+    said = {"units": "nat", "long_name": "divergence, between attention and MLP", "signed": 0}
+    return {**out, "kl_between": (("kl_direction", "layer"), kl, said)}
 
 
 def _kl(p: Tensor, logp: Tensor, logq: Tensor) -> Tensor:

@@ -152,6 +152,18 @@ def test_the_lens_equals_norm_and_unembedding_by_hand(family):
     assert float(data["kl"].isel(boundary=0).max()) > 0.1
 
 
+def test_the_lens_between_attention_and_mlp_is_the_next_boundary_of_a_silent_mlp():
+    module = hard_model("gpt2").double()
+    with torch.no_grad():
+        module.transformer.h[1].mlp.c_proj.weight.zero_()
+        module.transformer.h[1].mlp.c_proj.bias.zero_()
+    spec = METHODS["logit_lens"](middles=True)
+    data = spec.measure(loaded(module), texts(), Remembering())
+    kl, between = data["kl_mean"], data["kl_between"]
+    assert close(between.sel(layer=1), kl.sel(boundary=2), 1e-6)
+    assert not close(between.sel(layer=0), kl.sel(boundary=1), 1e-3)
+
+
 @pytest.mark.parametrize("mode", ["single", "later", "before"])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_erasing_with_the_prefix_reused_equals_a_rerun(family, mode):
