@@ -74,7 +74,8 @@ class LogitLens(Method):
             context.advance(done + 1, len(pieces))
         context.check(Check(
             "lens_at_the_end", "log-probabilities of the last boundary against the model's",
-            worst, 1e-4 if model.blocks.dtype.itemsize >= 4 else 0.25, note="The lens at boundary L is the model itself.",
+            worst, 1e-4 if model.blocks.dtype.itemsize >= 4 else 0.25,
+            note="The lens at boundary L is the model itself.",
         ))  # fmt: skip
         return self._dataset(held, counted, corpus, model)
 
