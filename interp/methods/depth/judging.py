@@ -25,6 +25,7 @@ class Judged:
         right: whether every scored token is the most probable one.
         margin: smallest log p(right) - log p(best other).
         answer: most probable token at the last scored place.
+        truth: the right one there, ``[prompt]``.
     """
 
     loss: np.ndarray
@@ -33,6 +34,7 @@ class Judged:
     right: np.ndarray
     margin: np.ndarray
     answer: np.ndarray
+    truth: np.ndarray
 
     def mean_loss(self, rows: np.ndarray | slice = slice(None)) -> np.ndarray:
         """Loss a token, ``[program]``."""
@@ -64,7 +66,7 @@ def judge(
         )
     n, m = len(programs), corpus.n_prompts
     out = {k: np.zeros((n, m)) for k in ("loss", "kl", "right", "margin", "answer")}
-    count = np.zeros(m)
+    count, truth = np.zeros(m), np.full(m, -1)
     pieces = list(corpus.pieces(max(1, limit // 16)))
     for number, batch in enumerate(pieces):
         key = f"{label}-{number}"
@@ -80,9 +82,11 @@ def judge(
         for name in out:
             out[name][:, batch.rows] = found[name]
         count[batch.rows] = batch.scored.sum(1)
+        row, at = np.nonzero(batch.scored)
+        truth[batch.rows[row]] = batch.targets[row, at, 0]  # the last place stays
         share((number + 1) / len(pieces))
     return Judged(out["loss"], count, out["kl"], out["right"] > 0, out["margin"],
-                  out["answer"].astype(int))  # fmt: skip
+                  out["answer"].astype(int), truth)  # fmt: skip
 
 
 def _batch(

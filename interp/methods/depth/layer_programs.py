@@ -199,11 +199,8 @@ class LayerPrograms(Method):
         right = judged.right[:, rows]
         given = judged.answer[: 1 + n, rows]
         dice = np.random.default_rng([self.seed, 2])
-        wanted = judged.answer[0].copy()
-        # the reward of a shuffled answer: what another prompt's right answer would have been
-        truth = np.where(judged.right[0], wanted, -1)
-        shuffled = truth[dice.permutation(len(truth))][rows]
-        lucky = (given == shuffled) & (shuffled >= 0)
+        # the reward of a shuffled answer: for what is right of another prompt
+        lucky = given == judged.truth[dice.permutation(len(judged.truth))][rows]
         return np.array([
             right[0].mean(), right[: 1 + n].any(0).mean(),
             right[1 + n :].any(0).mean() if len(right) > 1 + n else np.nan, lucky.any(0).mean(),

@@ -263,8 +263,8 @@ class SkipMap(Method):
         return dataset(arrays, coords, facts(
             model, corpus, with_=self.with_, noise_floor=float(max(grid.floors)),
             n_undefined=grid.vanishing, on_zero=self.on_zero,
-            splits=[int(t) for b in corpus.batches for t in self._drawn(b)]
-            if "future" in self.modes else [],
+            splits=", ".join(str(t) for b in corpus.batches for t in self._drawn(b))
+            if "future" in self.modes else "none",
         ))  # fmt: skip
 
 
