@@ -14,8 +14,8 @@ PLAN = grammars.Plan(
     name="ioi-llama",
     title="the same grammars, Llama architecture",
     question="Does an answer about zoo:ioi hold with rotary positions and grouped queries?",
-    build=lambda vocab: Llama(Shape(vocab, drop=0.2)),
-    schedule=Schedule(steps=4000, stop=3000),
+    build=lambda vocab: Llama(Shape(vocab, drop=0.1)),
+    schedule=Schedule(steps=3000),
     facts={"positions": "rotary", "norm": "RMSNorm", "mlp": "SwiGLU", "kv_heads": 2},
 )
 
