@@ -6,6 +6,7 @@ its payloads grow: whoever draws elsewhere would have to know all of that again.
 
 from interp.figures.choose import Plan, drawn_names, plan_of, selectors_of
 from interp.figures.draw import figures_of
+from interp.figures.folding import WINDOW
 from interp.figures.palette import PALETTES, theme
 from interp.figures.patterns import pattern_grid, token_rows
 from interp.figures.pictures import Picture, figure_json, picture, plotly_script
@@ -13,6 +14,7 @@ from interp.figures.tables import Table, table_of
 from interp.figures.text import escape, glyphs, number, token_axis
 
 __all__ = [
+    "WINDOW",
     "PALETTES",
     "Picture",
     "Plan",

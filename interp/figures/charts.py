@@ -144,7 +144,7 @@ def curves(
                 x=np.asarray(numbers, dtype=np.float32),
                 y=table[:, k].astype(np.float32),
                 mode="lines+markers" if len(numbers) <= 60 else "lines",
-                name=name,
+                name=lines.labels[k] if lines else name,  # the legend's title says the axis
                 line={
                     "color": SERIES[k % len(SERIES)],
                     "dash": _dash(k, sure),

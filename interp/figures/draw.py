@@ -37,6 +37,7 @@ def figures_of(
     scale: Scale = "own",
     dark: bool = False,
     relative: bool = False,
+    window: int = 0,
 ) -> dict[str, go.Figure]:
     """Draw every array of a dataset.
 
@@ -53,6 +54,7 @@ def figures_of(
             the 99 % of the smallest absolute values (``robust``; what lies beyond is marked).
         dark: the dark theme (exports stay light).
         relative: label layers by their share of the depth, where an array carries it.
+        window: of longer prompts show so many positions, from the first difference on; 0 for all.
 
     Returns:
         array name -> figure. ``figure.layout.meta`` says what is drawn: ``variable``, ``kind``,
@@ -69,7 +71,7 @@ def figures_of(
     if only is not None and only not in names:
         raise unknown_name("array", only, names)
     _known_axes(data, selection or {})
-    view = View(data, tokens, dict(selection or {}), palette, scale, title, stamp, relative)
+    view = View(data, tokens, dict(selection or {}), palette, scale, title, stamp, relative, window)
     return {n: theme(_draw(view, n), dark) for n in ([only] if only else names)}
 
 

@@ -21,6 +21,7 @@ from interp.figures.choose import (
     noise_floor,
     spoken_labels,
 )
+from interp.figures.folding import fold
 from interp.figures.panels import sheet_of, waterfall_of
 from interp.figures.patterns import pattern_grid
 from interp.figures.points import Cloud, cloud
@@ -42,6 +43,7 @@ class View:
     title: str = ""
     stamp: str = ""
     relative: bool = False
+    window: int = 0
 
 
 def _beside(
@@ -178,7 +180,10 @@ def _grid(view: View, name: str, array: xr.DataArray, plan: Plan, picked: dict[s
     figure = grids.heatmap(
         cells, palette=view.palette, square=plan.kind in ("square", "image"), y_up=not flipped
     )
-    return figure, [grids.legend_of(cells, picked)], (plan.axes[1], plan.axes[0])
+    notes = [grids.legend_of(cells, picked)]
+    if view.window and plan.kind == "grid" and kind_of(plan.axes[1]) == "position":
+        notes += fold(figure, x, cells.inert, view.window)
+    return figure, notes, (plan.axes[1], plan.axes[0])
 
 
 def _stack(view: View, name: str, array: xr.DataArray, plan: Plan, picked: dict[str, Any]) -> Any:
@@ -206,7 +211,10 @@ def _stack(view: View, name: str, array: xr.DataArray, plan: Plan, picked: dict[
     )
     cells = _cells(view, name, array, y, x, picked)
     figure = grids.heatmap(cells, palette=view.palette)
-    return figure, [grids.legend_of(cells, picked)], (plan.axes[0], f"{layer}+{head}")
+    notes = [grids.legend_of(cells, picked)]
+    if view.window and kind_of(plan.axes[0]) == "position":
+        notes += fold(figure, x, cells.inert, view.window)
+    return figure, notes, (plan.axes[0], f"{layer}+{head}")
 
 
 def _patterns(

@@ -15,6 +15,9 @@ from interp.figures.text import number, plain
 SOLID = ("circle", "square", "diamond", "cross", "x")
 """Markers that exist in three dimensions."""
 
+MOST_NAMED = 24
+"""Up to so many centres carry their names; more have them on hover and in the legend."""
+
 
 @dataclass
 class Cloud:
@@ -140,8 +143,9 @@ def _centres(figure: go.Figure, given: Cloud, space: bool) -> None:
         + ", ".join(number(float(v)) for v in given.centres[k])
         for k in known
     ]
+    named = len(known) <= MOST_NAMED
     figure.add_trace(_trace(
-        given.centres[known], mode="markers+text", name="class mean",
+        given.centres[known], mode="markers+text" if named else "markers", name="class mean",
         text=[plain(given.centre_names[k]) for k in known], textposition="top center",
         marker={"size": 7 if space else 12, "symbol": "diamond",
                 "color": [SERIES[k % len(SERIES)] for k in known],
