@@ -10,7 +10,6 @@ import re
 import secrets
 import sqlite3
 import time
-from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from functools import cache
@@ -277,11 +276,13 @@ class Ask:
         id: of the row.
         kind: which handler.
         payload: its JSON.
+        created: when it was asked.
     """
 
     id: str
     kind: str
     payload: dict[str, Any] = field(default_factory=dict)
+    created: float = 0.0
 
 
 def put_request(store: Store, kind: str, payload: dict[str, Any], timeout: float) -> str:
@@ -313,15 +314,16 @@ def drop_request(store: Store, request_id: str) -> None:
         db.execute("DELETE FROM requests WHERE id=?", (request_id,))
 
 
-def waiting(store: Store) -> Iterator[Ask]:
+def waiting(store: Store) -> list[Ask]:
     """Requests that wait, oldest first; those past their time are forgotten."""
     with jobs_db(store) as db:
         rows = db.execute(
-            "SELECT id, kind, payload, deadline FROM requests "
+            "SELECT id, kind, payload, created, deadline FROM requests "
             "WHERE state='waiting' ORDER BY created"
         ).fetchall()
         if rows:
             db.execute("DELETE FROM requests WHERE deadline < ?", (now() - 60.0,))
+    found = []
     for row in rows:
         if row["deadline"] < now():
             continue
@@ -329,7 +331,9 @@ def waiting(store: Store) -> Iterator[Ask]:
             payload = json.loads(row["payload"])
         except ValueError:
             payload = None
-        yield Ask(row["id"], row["kind"], payload if isinstance(payload, dict) else {})
+        payload = payload if isinstance(payload, dict) else {}
+        found.append(Ask(row["id"], row["kind"], payload, float(row["created"])))
+    return found
 
 
 def answer(store: Store, request_id: str, answer: dict[str, Any]) -> None:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from interp.jobs import table
-from interp.jobs.answers import Desk, answer_to, unexpected
+from interp.jobs.answers import QUICK, Desk, answer_to, next_of, unexpected
 from interp.jobs.asking import allowed_model, allowed_task, job_of
 from interp.jobs.catalogue import publish
 from interp.jobs.context import JobContext, LostError, StoppedError, partial_folder, write_partial
@@ -57,7 +57,13 @@ class Worker:
         self.store = store
         self.roots = tuple(Path(r).expanduser().resolve() for r in roots)
         self.me = identity_of()
-        self.desk = Desk(store, self.roots, Shelf() if shelf is None else shelf)
+        self.desk = Desk(
+            store,
+            self.roots,
+            Shelf() if shelf is None else shelf,
+            lambda: self.answer_waiting(True),
+        )
+        self._serving: set[str] = set()
         self.linger = linger
         self._stop = threading.Event()
         self._busy_at = now()
@@ -88,13 +94,32 @@ class Worker:
             self._perform(job)
         return worked or job is not None
 
-    def answer_waiting(self) -> bool:
-        """Answer every request that waits."""
-        any_ = False
-        for ask in table.waiting(self.store):
-            table.answer(self.store, ask.id, answer_to(self.desk, ask))
+    def answer_waiting(self, quick: bool = False) -> bool:
+        """Answer every request that waits, one after the other; look anew after each.
+
+        Those that measure and come meanwhile wait for the next time, so that a job goes on.
+
+        Args:
+            quick: only those that measure nothing, as between the chunks of one that does.
+        """
+        any_, began = False, now()
+        while True:
+            asks = [
+                a
+                for a in table.waiting(self.store)
+                if a.id not in self._serving and (a.created <= began or a.kind in QUICK)
+            ]
+            ask = next_of(asks, quick)
+            if ask is None:
+                return any_
+            self._serving.add(ask.id)
+            try:
+                table.answer(self.store, ask.id, answer_to(self.desk, ask))
+            finally:
+                self._serving.discard(ask.id)
             any_ = True
-        return any_
+            if self._stop.is_set():
+                return any_
 
     def _deserted(self) -> bool:
         if self.linger is None or now() - self._busy_at < self.linger:

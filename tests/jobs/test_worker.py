@@ -9,13 +9,15 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from interp.jobs import Keeper, Queue
-from interp.jobs.table import claim, identity_of, jobs_db
+from interp.jobs.answers import next_of
+from interp.jobs.table import Ask, claim, identity_of, jobs_db
 from interp.run import run
 from interp.store import Store
 from interp.terms import InterpError, PromptPairs, TaskError, UnsafeError, UsageError, task_to_json
@@ -235,6 +237,39 @@ def test_a_request_waits_no_longer_than_a_chunk_of_a_long_job(queue):
     queue.cancel(job)
     queue.wait(job, 20)
     assert sorted(waits)[1] < 0.2 + 0.5, waits
+
+
+def test_a_quick_request_waits_for_no_slow_one(queue):
+    """Three that measure two seconds each are asked first; a ping gets in between their chunks."""
+    began, waits = time.monotonic(), []
+    with ThreadPoolExecutor(3) as slow:
+        asked = [
+            slow.submit(
+                queue.measure, "toy", {"rows": 10, "pause": 0.2, "seed": k}, model="zoo:toy"
+            )
+            for k in range(3)
+        ]
+        time.sleep(0.5)
+        for _ in range(3):
+            before = time.monotonic()
+            assert queue.request("ping", timeout=20) == {"pong": True}
+            waits.append(time.monotonic() - before)
+        assert not any(a.done() for a in asked) or time.monotonic() - began > 2.0
+        found = [a.result() for a in asked]
+    assert sorted(waits)[1] < 0.2 + 0.5, waits
+    for k, result in enumerate(found):
+        here = run(Toy(rows=10, pause=0.0, seed=k), ToyModel())
+        np.testing.assert_array_equal(result.data["effect"], here.data["effect"])
+
+
+def test_who_is_served_next():
+    """The oldest; one that measures gives way to quick ones of the same moment, not for ever."""
+    slow, quick = Ask("s", "run_method", {}, 10.0), Ask("q", "ping", {}, 11.0)
+    later, late = Ask("p", "decode", {}, 10.5), Ask("l", "ping", {}, 12.5)
+    assert next_of([slow, quick]) is quick and next_of([slow, quick, later]) is later
+    assert next_of([slow, late]) is slow
+    assert next_of([slow, late], quick=True) is late and next_of([slow], quick=True) is None
+    assert next_of([]) is None
 
 
 def test_a_request_in_the_middle_changes_no_number_of_the_job(queue):
