@@ -59,7 +59,7 @@ class Affine:
         with torch.enable_grad():
             x = torch.zeros(y.shape[0], *self.into, dtype=y.dtype, device=y.device)
             out = apply(x.requires_grad_(True))
-            return torch.autograd.grad(out, x, y)[0]
+            return torch.autograd.grad(out, x, y, create_graph=y.requires_grad)[0]
 
     def dense(self) -> Tensor:
         """W as a matrix ``[out, in]``."""
@@ -140,29 +140,34 @@ class Network:
     def values(self, x: Tensor) -> dict[str, Tensor]:
         """Every part's value for inputs ``[batch, *shape]``."""
         with torch.no_grad():
-            found: dict[str, Tensor] = {}
-            for part in self:
-                if part.kind == "input":
-                    found[part.name] = x
-                    continue
-                read = [found[n] for n in part.inputs]
-                if part.kind == "linear":
-                    assert part.map is not None
-                    found[part.name] = part.map(read[0])
-                else:
-                    found[part.name] = (
-                        read[0] + read[1] if part.kind == "add" else GATES[part.gate](read[0])
-                    )
-            return found
+            return self._values(x)
 
-    def gradients(self, x: Tensor, seeds: Tensor) -> Tensor:
+    def _values(self, x: Tensor) -> dict[str, Tensor]:
+        found: dict[str, Tensor] = {}
+        for part in self:
+            if part.kind == "input":
+                found[part.name] = x
+                continue
+            read = [found[n] for n in part.inputs]
+            if part.kind == "linear":
+                assert part.map is not None
+                found[part.name] = part.map(read[0])
+            else:
+                found[part.name] = (
+                    read[0] + read[1] if part.kind == "add" else GATES[part.gate](read[0])
+                )
+        return found
+
+    def gradients(self, x: Tensor, seeds: Tensor, blur: float = 0.0) -> Tensor:
         """Gradients ``[batch, row, *input]`` of rows of outputs.
 
         Args:
             x: inputs ``[batch, *shape]``.
             seeds: weights of the outputs in each row, ``[row, *out]`` or ``[batch, row, *out]``.
+            blur: above 0 the step in a ReLU's slope is a sigmoid, as wide as this share of the
+                mean |input| of its gate, so that the gradient can itself be differentiated in x.
         """
-        values = self.values(x)
+        values = self._values(x) if blur else self.values(x)
         n = len(x)
         seeds = seeds.expand(n, *seeds.shape[-1 - len(self[self.output].shape) :])
         rows = seeds.shape[1]
@@ -174,8 +179,7 @@ class Network:
             if part.kind == "input":
                 return g
             if part.kind == "gate":
-                slope = SLOPES[part.gate](values[part.inputs[0]])
-                g = g * slope[:, None]
+                g = g * _slope(part.gate, values[part.inputs[0]], blur)[:, None]
             elif part.kind == "linear":
                 assert part.map is not None
                 g = part.map.transpose(g.reshape(n * rows, *part.shape))
@@ -198,6 +202,13 @@ SLOPES: dict[str, Map] = {
 }
 STEEPEST = {"relu": 1.0, "tanh": 1.0, "sigmoid": 0.25}
 """Largest slope of each gate; the smallest is 0."""
+
+
+def _slope(gate: str, z: Tensor, blur: float) -> Tensor:
+    if blur and gate == "relu":
+        width = blur * z.detach().abs().mean()
+        return torch.sigmoid(z / width.clamp(min=torch.finfo(z.dtype).tiny))
+    return SLOPES[gate](z)
 
 
 def network_of(model: Any, example: Any) -> Network:

@@ -1,4 +1,4 @@
-"""Lipschitz bounds of a stack of linear layers and ReLUs, in loops: intervals and enumeration.
+"""Lipschitz bounds of a stack of linear layers and ReLUs: intervals, enumeration, linear programs.
 
 ``layers`` is a list of (W, b) as lists of lists of floats; a ReLU stands between any two.
 """
@@ -6,6 +6,9 @@
 # ruff: noqa: B905
 
 import itertools
+
+import numpy as np
+from scipy.optimize import linprog
 
 
 def interval_norms(layers, low, high):
@@ -89,6 +92,96 @@ def gradient_norm(layers, x, row):
         g = [p * q for p, q in zip(g, d)]
         g = [sum(weights[k][i] * g[k] for k in range(len(g))) for i in range(len(weights[0]))]
     return sum(abs(v) for v in g)
+
+
+def lp_gate_ranges(layers, low, high):
+    """The range of every gate's input by linear programs over the triangles of the gates before.
+
+    No bound that relaxes each ReLU alone, by lines, can be tighter.
+    """
+    found = []
+    for depth in range(1, len(layers)):
+        weights, bias = (np.array(v, float) for v in layers[depth - 1])
+        sizes = [len(low), *(len(layers[k][1]) for k in range(depth - 1))]
+        start = np.concatenate([[0], np.cumsum(sizes)])
+        bounds = list(zip(low, high)) + [(0, None)] * int(start[-1] - start[1])
+        rows, ends = [], []
+        for k in range(depth - 1):
+            w, b = (np.array(v, float) for v in layers[k])
+            for i, (a, c) in enumerate(found[k]):
+                z, y = np.zeros(start[-1]), np.zeros(start[-1])
+                z[start[k] : start[k + 1]], y[start[k + 1] + i] = w[i], 1.0
+                if c <= 0:
+                    rows += [y]
+                    ends += [0.0]
+                elif a >= 0:
+                    rows += [y - z, z - y]
+                    ends += [b[i], -b[i]]
+                else:
+                    slope = c / (c - a)
+                    rows += [z - y, y - slope * z]
+                    ends += [-b[i], slope * (b[i] - a)]
+        here = []
+        for w, b in zip(weights, bias):
+            aim = np.zeros(start[-1])
+            aim[start[depth - 1] :] = w
+            here.append(tuple(
+                float(b) + sign * _most(sign * aim, rows, ends, bounds) for sign in (-1, 1)
+            ))  # fmt: skip
+        found.append(here)
+    return found
+
+
+def lp_norms(layers, slopes):
+    """The L1 norm of every row of the Jacobian by linear programs over the gates' derivatives.
+
+    ``slopes``: per gate layer, per unit, the least and largest derivative. A gate's y = d·g lies
+    between d₋g and the chords of the rest; |J| under its own chord. Every line that bound
+    propagation may take lies in this relaxation, so no such bound is below it.
+    """
+    norms = []
+    for row in range(len(layers[-1][0])):
+        sizes = [len(layer) for layer in reversed(slopes)]
+        start = np.concatenate([[0], np.cumsum(sizes)])
+        rows, ends, bounds = [], [], [(None, None)] * int(start[-1])
+        g_rows, g_shift = np.zeros((sizes[0], start[-1])), np.array(layers[-1][0][row], float)
+        for n, layer in enumerate(reversed(slopes)):
+            for i, (least, most) in enumerate(layer):
+                aim, shift = g_rows[i], g_shift[i]
+                b = shift + _most(aim, rows, ends, bounds)
+                a = shift - _most(-aim, rows, ends, bounds)
+                y = np.zeros(start[-1])
+                y[start[n] + i] = 1.0
+                above = _chord(max(a, 0), max(b, 0), a, b)  # of relu(g)
+                below = _chord(min(a, 0), min(b, 0), a, b)  # of min(g, 0)
+                up, down = (least + (most - least) * line[0] for line in (above, below))
+                p, q = ((most - least) * line[1] for line in (above, below))
+                rows += [y - up * aim, down * aim - y]
+                ends += [up * shift + p, -down * shift - q]
+            w = np.array(layers[-2 - n][0], float)
+            g_rows = np.zeros((w.shape[1], start[-1]))
+            g_rows[:, start[n] : start[n + 1]] = w.T
+            g_shift = np.zeros(w.shape[1])
+        total, aim = 0.0, np.zeros(start[-1])
+        for entry in g_rows:
+            b, a = _most(entry, rows, ends, bounds), -_most(-entry, rows, ends, bounds)
+            slope, shift = _chord(abs(a), abs(b), a, b)
+            aim, total = aim + slope * entry, total + shift
+        norms.append(total + _most(aim, rows, ends, bounds))
+    return norms
+
+
+def _chord(at_a, at_b, a, b):
+    slope = (at_b - at_a) / (b - a) if b - a > 1e-12 else 0.0
+    return slope, at_b - slope * b if slope else max(at_a, at_b)
+
+
+def _most(aim, rows, ends, bounds):
+    if not np.any(aim):
+        return 0.0
+    done = linprog(-aim, np.array(rows) if rows else None, ends or None, bounds=bounds)
+    assert done.status == 0, done.message
+    return -float(done.fun)
 
 
 def conv_matrix(weight, height, width, stride, padding):

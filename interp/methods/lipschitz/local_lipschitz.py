@@ -296,8 +296,8 @@ class _Work:
             "bound": (("variant", "epsilon", "prompt"), ladder, {
                 **attrs(f"largest constant over {what}", "upper", **box),
                 "certificate": "by variant", "certified": 0,
-                "long_name": f"L∞ Lipschitz constant, largest over {what}: "
-                "certified upper bounds and what sampling found", "scale": "log",
+                "long_name": f"L∞ Lipschitz constant, largest over {what}: upper bounds are "
+                "certified, the sample is not", "scale": "log",
             }),
             "upper": (dims, upper, attrs(f"L∞ constant of {what}", "upper", **box)),
             "lower": (dims, lower, attrs(f"L∞ constant of {what}", "lower", **box)),

@@ -80,6 +80,17 @@ def test_eclipse_fast_is_feasible_for_lipsdp_and_no_looser(dims):
     assert np.linalg.eigvalsh(lipsdp_matrix(plain, scale, 1.0)).min() < -1e-6
 
 
+DEEP = {(16, 32, 32, 32, 10): 6.784, (16, 32, 32, 32, 32, 32, 10): 8.371}
+
+
+@pytest.mark.parametrize("dims", DEEP, ids=str)
+def test_the_ascent_finds_the_verified_lower_bounds(dims):
+    """From 2,000 points; drawing 20,000 twice as far out, without it, stays 3 % below them."""
+    model = nets.wrap(nets.leaders(*dims), (16,))
+    data = interp.run(GlobalLipschitz(n_samples=2000), model, None).data
+    assert DEEP[dims] - 1e-3 <= float(data["lower"]) <= float(data["upper"])
+
+
 @pytest.mark.parametrize("seed", range(3))
 def test_all_patterns_lie_below_fast_and_fast_below_the_product(seed):
     module = nets.random_stack((5, 7, 3), seed=seed)

@@ -114,6 +114,46 @@ def test_enumeration_of_patterns_equals_branch_and_bound(seed):
     assert max(float(r) / w for r, w in zip(root, wanted, strict=True)) > 1.001
 
 
+@pytest.mark.parametrize("seed", range(3))
+def test_bound_propagation_lies_between_linear_programs_and_intervals(seed):
+    """The programs hold every relaxation by lines, solved by HiGHS: ours may not be below."""
+    module = nets.random_stack((5, 8, 7, 3), seed=seed)
+    net, layers = nets.network(module, (5,)), nets.layers_of(module)
+    x = np.random.default_rng(seed).normal(size=5)
+    box = box_around(net.tensor(x[None]), 0.2, None)
+    ranges = gate_ranges(net, box)
+    gap = []
+    for best, (low, high) in zip(
+        twin.lp_gate_ranges(layers, x - 0.2, x + 0.2), ranges.values(), strict=True
+    ):
+        a, b = np.array(best).T
+        assert (low[0].numpy() <= a + 1e-9).all() and (high[0].numpy() >= b - 1e-9).all()
+        gap += [float((high[0].numpy() - b).max())]
+    assert gap[0] == pytest.approx(0, abs=1e-9)  # before the first gate nothing is relaxed
+    slopes = slope_ranges(net, ranges)
+    assert 2 <= int(unstable(slopes)) <= 12
+    ends = [list(zip(*(t[0].tolist() for t in slopes[g]), strict=True)) for g in slopes]
+    least = np.array(twin.lp_norms(layers, ends))
+    bound = nets.bounds(net, x[None], 0.2)
+    ours = bound.norm()[0].numpy()
+    interval = nets.bounds(net, x[None], 0.2, variant="interval").norm()[0].numpy()
+    seen = largest_gradients(net, box, nets.eye(net), 300, 0, 2**28)[0].numpy()
+    assert (seen <= least * (1 + 1e-9)).all()
+    assert (least <= ours * (1 + 1e-9)).all() and (ours <= interval * (1 + 1e-9)).all()
+    assert (ours <= 1.25 * least).all() and (ours < 0.999 * interval).any()
+
+
+def test_with_one_layer_of_gates_bound_propagation_solves_the_linear_program():
+    module = nets.random_stack((6, 10, 4), seed=4)
+    net = nets.network(module, (6,))
+    x = np.random.default_rng(4).normal(size=(1, 6))
+    bound = nets.bounds(net, x, 0.3)
+    assert int(unstable(bound.slopes)) >= 3
+    ends = [list(zip(*(t[0].tolist() for t in bound.slopes[g]), strict=True)) for g in bound.slopes]
+    wanted = twin.lp_norms(nets.layers_of(module), ends)
+    assert bound.norm()[0].tolist() == pytest.approx(wanted, rel=1e-9)
+
+
 # the published numbers -----------------------------------------------------------------------
 
 TABLE = {
@@ -185,6 +225,48 @@ def test_branch_and_bound_gives_the_verified_constant_of_a_small_network():
     best = result.data["bound"].isel(prompt=0)
     assert best.sel(variant="bab").values == pytest.approx([2.649502, 2.756493], abs=1e-5)
     assert best.sel(variant="lbp", epsilon=0.2) == pytest.approx(3.9494, abs=1e-4)
+
+
+@pytest.mark.parametrize(("dims", "known"), [
+    ((16, 32, 32, 10), (11.614, 11.906, 11.939)), ((16, 64, 64, 10), (17.327, 17.398, 17.485)),
+])  # fmt: skip
+def test_the_ascent_finds_what_twenty_thousand_samples_found(dims, known):
+    """From 200 samples; and the bounds still hold above it."""
+    net = nets.network(nets.leaders(*dims), (16,))
+    for radius, wanted in zip((0.05, 0.1, 0.5), known, strict=True):
+        box = box_around(net.tensor(X16), radius, None)
+        seen = largest_gradients(net, box, nets.eye(net), 200, 0, 2**28)
+        assert float(seen.max()) >= wanted - 1e-3
+        upper = nets.bounds(net, X16, radius).norm()
+        assert bool((seen <= upper * (1 + 1e-9)).all())
+
+
+def test_the_ascent_climbs_and_stays_in_its_box():
+    module = nets.random_stack((6, 24, 24, 3), seed=2)
+    net = nets.network(module, (6,))
+    x = net.tensor(np.random.default_rng(0).normal(size=(3, 6)))
+    box = box_around(x, 0.5, None)
+    start = torch.stack([net.gradients(x, nets.eye(net)).abs().sum(-1)[i] for i in range(3)])
+    climbed = largest_gradients(net, box, nets.eye(net), 0, 0, 2**28)
+    assert bool((climbed >= start).all()) and float((climbed / start).max()) > 1.05
+    seen = []
+    real = net.gradients
+
+    class Spy:
+        def __getattr__(self, name):
+            return getattr(net, name)
+
+        def __iter__(self):
+            return iter(net)
+
+        def gradients(self, points, seeds, blur=0.0):
+            seen.append(points.detach())
+            return real(points, seeds, blur)
+
+    again = largest_gradients(Spy(), box, nets.eye(net), 0, 0, 2**28)
+    assert torch.equal(again, climbed)
+    points = torch.cat([p.reshape(3, -1, 6) for p in seen if len(p) % 3 == 0], 1)
+    assert bool((points >= box.lower[:, None]).all() and (points <= box.upper[:, None]).all())
 
 
 # sound and in order --------------------------------------------------------------------------
