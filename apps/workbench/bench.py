@@ -166,6 +166,13 @@ class Bench(Holdings):
         found = self.queue.request("decode", {"model": model, "ids": wanted}, PATIENCE)["texts"]
         return dict(zip(wanted, found, strict=True))
 
+    def tokens(self, model: str, text: str, bos: bool | None) -> list[str]:
+        """A text's tokens; ids as they were typed where the model has no tokenizer."""
+        if not self.has_tokenizer(model):
+            return text.replace(",", " ").split()
+        said = {"model": model, "text": text, "bos": bos}
+        return self.queue.request("tokenize", said, PATIENCE)["texts"]
+
     def top_tokens(self, model: str, data: Any, row: int = 0) -> dict[str, list[tuple[str, float]]]:
         """Likely next tokens of one prompt, side by side: side -> (text, probability)."""
         if "token_id" not in data:

@@ -34,7 +34,7 @@ from apps.workbench.panels import (
     trust_pill,
 )
 from apps.workbench.tell import link, notice, query_of, tell
-from apps.workbench.views import View
+from apps.workbench.views import PALETTES, SCALES, View
 from interp import figures
 
 CONFIG = {
@@ -116,7 +116,8 @@ def title_of(result: Any) -> str:
     spec = result.spec
     entry = bench().method(spec["method"]) or {}
     task = spec.get("task")
-    parts = [str(entry.get("title") or spec["method"]), bench().model_of(spec)]
+    model = bench().model_of(spec)
+    parts = [str(entry.get("title") or spec["method"]), *([model] if model != "none" else [])]
     parts += [str(task.get("ref") or "own pairs")] if task else []
     return " · ".join(parts)
 
@@ -163,13 +164,14 @@ def figure_panel(result: Any, run: str, view: View) -> html.Div:
                 [
                     choose_var(result.data, names, var, run),
                     *choose_axes(result.data, run, view, var),
+                    *choose_looks(run, view, coloured(result.data, var)),
                 ],
                 className="row",
                 style={"alignItems": "flex-end", "marginBottom": "8px"},
             ),
             graph(
                 part("graph", run),
-                draw(result, var, dict(view.place), dark_now()),
+                draw(result, var, dict(view.place), dark_now(), view.palette, view.scale),
                 opens=figures.plan_of(result.data[var]).kind in OPENED,
             ),
         ],
@@ -210,6 +212,29 @@ def choose_axes(data: Any, run: str, view: View, var: str) -> list[Any]:
             )
         )
     return out
+
+
+def coloured(data: Any, var: str) -> bool:
+    """Whether an array is drawn in colours that stand for numbers."""
+    return figures.plan_of(data[var]).kind in ("grid", "square", "image")
+
+
+def choose_looks(run: str, view: View, seen: bool) -> list[Any]:
+    """Pickers of the palette and of where its colours end; unseen where nothing is coloured."""
+    picks = (("palette", "Colours", PALETTES), ("scale", "Scale", SCALES))
+    return [
+        dmc.Select(
+            label=label,
+            data=[{"value": k, "label": words} for k, words in known.items()],
+            value=getattr(view, kind),
+            id=part(kind, run),
+            w=150,
+            allowDeselect=False,
+            size="xs",
+            style={} if seen else {"display": "none"},
+        )
+        for kind, label, known in picks
+    ]
 
 
 def entry(axis: str, label: Any) -> str:
@@ -264,7 +289,14 @@ def graph(ident: dict[str, Any], figure: Any, *, opens: bool = True) -> html.Div
     )
 
 
-def draw(result: Any, var: str, place: Mapping[str, Any], dark: bool) -> Any:
+def draw(
+    result: Any,
+    var: str,
+    place: Mapping[str, Any],
+    dark: bool,
+    palette: str = "RdBu",
+    scale: Any = "own",
+) -> Any:
     """The figure of one array at the picked entries, in the theme."""
     entries = figures.selectors_of(result.data)
     picked = {
@@ -273,7 +305,15 @@ def draw(result: Any, var: str, place: Mapping[str, Any], dark: bool) -> Any:
         if a in entries and str(i).isdigit() and int(i) < len(entries[a])
     }
     made = figures.figures_of(
-        result.data, tokens=result.tokens, stamp=result.stamp, selection=picked, only=var, dark=dark
+        result.data,
+        tokens=result.tokens,
+        stamp=result.stamp,
+        selection=picked,
+        only=var,
+        dark=dark,
+        palette=palette,
+        scale=scale,
+        window=figures.WINDOW,
     )
     made[var].update_xaxes(ticklabeloverflow="allow")
     return made[var].update_layout(paper_bgcolor="rgba(0,0,0,0)", plot_bgcolor="rgba(0,0,0,0)")
@@ -287,23 +327,37 @@ def draw(result: Any, var: str, place: Mapping[str, Any], dark: bool) -> Any:
     Output(part("graph", MATCH), "style"),
     Output(part("query", MATCH), "data"),
     Output(part("pick", MATCH, axis=ALL), "style"),
+    Output(part("palette", MATCH), "style"),
+    Output(part("scale", MATCH), "style"),
     Input(part("var", MATCH), "value"),
     Input(part("pick", MATCH, axis=ALL), "value"),
+    Input(part("palette", MATCH), "value"),
+    Input(part("scale", MATCH), "value"),
     Input(part("tabs", MATCH), "value"),
     Input("scheme", "data"),
     State(part("pick", MATCH, axis=ALL), "id"),
     State(part("tabs", MATCH), "id"),
     prevent_initial_call=True,
 )
-def redraw(var: str, picks: list[str], tab: str, scheme: str, axes: list[Any], own: Any) -> Any:
+def redraw(
+    var: str,
+    picks: list[str],
+    palette: str,
+    scale: str,
+    tab: str,
+    scheme: str,
+    axes: list[Any],
+    own: Any,
+) -> Any:
     """The figure again when what is shown, or the theme, changes; and the link to it."""
     place = {a["axis"]: int(p) for a, p in zip(axes, picks, strict=True) if str(p).isdigit()}
     result = bench().result(own["run"])
-    query = View(var, tab, {k: v for k, v in place.items() if v}).query()
+    query = View(var, tab, {k: v for k, v in place.items() if v}, palette, scale).query()
     used = figures.plan_of(result.data[var]).selectors
     shown = [{} if a["axis"] in used else {"display": "none"} for a in axes]
-    figure = draw(result, var, place, scheme == "dark")
-    return figure, tall(figure), query_of(**query), shown
+    looks = {} if coloured(result.data, var) else {"display": "none"}
+    figure = draw(result, var, place, scheme == "dark", palette, scale)
+    return figure, tall(figure), query_of(**query), shown, looks, looks
 
 
 @callback(

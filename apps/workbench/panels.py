@@ -30,7 +30,8 @@ def trust_pill(checks: Any) -> html.Span:
         return html.Span(f"{failed} of {len(held)} checks {verb}", className="pill warn")
     if not held:
         return html.Span("no checks", className="pill")
-    return html.Span(f"{len(held)} checks hold", className="pill ok")
+    words = "1 check holds" if len(held) == 1 else f"{len(held)} checks hold"
+    return html.Span(words, className="pill ok")
 
 
 def failed_note(failed: list[Any]) -> html.Div:

@@ -112,7 +112,7 @@ def test_loopback_is_known_by_its_number(host, loopback):
 
 
 def test_a_view_comes_back_from_its_own_query():
-    view = View("effect_raw", "table", {"prompt": 2, "layer": 1})
+    view = View("effect_raw", "table", {"prompt": 2, "layer": 1}, "PuOr", "robust")
     again, notices = read_view({k: str(v) for k, v in view.query().items()}, dataset())
     assert again == view and not notices
 

@@ -72,6 +72,73 @@ def test_the_first_grid_is_on_the_first_page_within_a_minute(page, app):
     assert run["provenance"]["versions"]["torch"], "computed here, by this installation's worker"
 
 
+def test_a_new_check_marks_the_pair_that_is_shown_as_the_one_before(page, app):
+    page.goto(f"{app[0]}/pair")
+    page.click("#pair-check")
+    page.wait_for_selector("text=Can the model do this?")
+    page.evaluate(
+        """() => { const out = document.getElementById('pair-out'); window.__seen = [];
+        new MutationObserver(() => window.__seen.push(
+            out.style.opacity + ' ' + out.getAttribute('aria-busy') + ' '
+            + document.getElementById('pair-wait').textContent))
+        .observe(out, {attributes: true}); }"""
+    )
+    page.click("#pair-check")
+    page.wait_for_function(
+        "() => window.__seen.length > 1 && "
+        "document.getElementById('pair-out').style.opacity !== '0.35'"
+    )
+    assert any(s.startswith("0.35 true") for s in page.evaluate("() => window.__seen"))
+    assert page.inner_text("#pair-wait") == ""
+
+
+def test_prompts_of_unequal_length_are_offered_a_span_map(page, app):
+    page.goto(f"{app[0]}/pair")
+    page.get_by_role("tab", name="Two prompts").click()
+    page.fill("#pair-corrupt", "When John went to the store, Mary gave a drink to")
+    page.click("#pair-check")
+    page.wait_for_selector(".note.bad:has-text('span map')")
+    page.get_by_role("button", name="Accept this span map").click()
+    page.wait_for_function("() => document.getElementById('pair-spans').value.includes('=')")
+    page.click("#pair-check")
+    page.wait_for_selector("text=Lengths differ; a span map says which positions correspond.")
+    page.get_by_role("link", name="Patch this").click()
+    page.get_by_role("button", name="Run", exact=True).click()
+    page.wait_for_selector(".frame .js-plotly-plot .heatmaplayer image")
+
+
+def test_a_file_of_pairs_is_uploaded_checked_and_its_bad_row_named(page, app):
+    rows = [
+        {
+            "clean": f"When {a} and {b} went to the store, {b} gave a drink to",
+            "corrupt": f"When {a} and {b} went to the store, {a} gave a drink to",
+            "right": f" {a}", "wrong": f" {b}",
+        }
+        for a, b in (("Mary", "John"), ("John", "Mary"))
+    ]  # fmt: skip
+    bad = {**rows[0], "corrupt": rows[0]["clean"]}
+    page.goto(f"{app[0]}/pair")
+    page.get_by_role("tab", name="File").click()
+
+    def give(lines):
+        text = "".join(json.dumps(line) + "\n" for line in lines)
+        page.locator("#pair-file input[type=file]").set_input_files(
+            {"name": "mine.jsonl", "mimeType": "application/json", "buffer": text.encode()}
+        )
+        page.wait_for_selector("text=mine.jsonl is ready")
+        page.click("#pair-check")
+
+    give(rows)
+    page.wait_for_selector(".pill:has-text('2 pairs')")
+    assert page.locator("h2:has-text('mine.jsonl')").count() == 1
+    give([*rows, bad])
+    page.wait_for_selector(".note.bad:has-text('3')")
+    assert "same tokens" in page.inner_text(".note.bad")
+    page.locator("label:has-text('Leave out the rows')").click()
+    page.click("#pair-check")
+    page.wait_for_selector(".pill:has-text('2 pairs')")
+
+
 def test_a_typed_pair_is_aligned_checked_and_patched(page, app):
     page.get_by_role("link", name="Pair builder").click()
     page.get_by_role("tab", name="Two prompts").click()

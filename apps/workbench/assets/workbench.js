@@ -133,8 +133,19 @@
     return plain(name(ya, row) + ", " + name(xa, col)) + ", " + (z === null || z !== z ? "undefined" : Number(z).toPrecision(3));
   }
 
+  /* A long prompt shows a window of its positions: it slides along with the cursor. */
+  function reveal(c, col) {
+    const xa = c.gd._fullLayout.xaxis;
+    if (c.trace.type !== "heatmap" || !xa.range || !window.Plotly) return;
+    const x = numbers(c.trace.x, c.cols)[col], r = xa.range.map(Number);
+    if (!(x < r[0] || x > r[1])) return;
+    const by = x < r[0] ? x - 0.5 - r[0] : x + 0.5 - r[1];
+    window.Plotly.relayout(c.gd, { "xaxis.range": [r[0] + by, r[1] + by] });
+  }
+
   function place(layer, c) {
     const st = layer._at;
+    reveal(c, st.col);
     const cursor = layer.querySelector(".cursor");
     const full = c.gd._fullLayout, xa = full.xaxis, ya = full.yaxis;
     const box = layer.getBoundingClientRect(), g = c.gd.getBoundingClientRect();

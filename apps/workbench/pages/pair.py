@@ -15,12 +15,14 @@ from apps.workbench.bench import bench
 from apps.workbench.choose import direction_sentence, model_picker
 from apps.workbench.controls import control_id, form_of, typed
 from apps.workbench.pairview import pair_view
+from apps.workbench.spans import proposed, read_spans, written
 from apps.workbench.tell import empty, page, shown, tell
 from interp import forms
 
 dash.register_page(__name__, path="/pair", title="Pair builder · interp")
 
 MOST_TEXT = 20_000
+BOS = {"auto": None, "yes": True, "no": False}
 EXAMPLE = {
     "clean": "When Mary and John went to the store, John gave a drink to",
     "corrupt": "When Mary and John went to the store, Mary gave a drink to",
@@ -67,13 +69,16 @@ def layout(model: str = "", **_query: Any) -> Any:
         ],
         className="card stack",
     )
+    first = empty(
+        "No pair yet",
+        "Press Check: the two prompts are aligned token by "
+        "token, and the model is asked whether it can do this at all.",
+    )
     right = html.Div(
-        empty(
-            "No pair yet",
-            "Press Check: the two prompts are aligned token by "
-            "token, and the model is asked whether it can do this at all.",
-        ),
-        id="pair-out",
+        [
+            html.P(id="pair-wait", className="faint", role="status"),
+            html.Div(first, id="pair-out", className="stack"),
+        ],
         className="stack",
     )
     return page(
@@ -157,6 +162,16 @@ def by_text() -> html.Div:
                 checked=False,
                 description="scored by the summed log-probability of the span",
             ),
+            dmc.TextInput(
+                label="Span map",
+                id="pair-spans",
+                value="",
+                size="sm",
+                placeholder="none",
+                description="only where the lengths differ: positions of clean = of corrupt, as "
+                "3-5 = 3-4; what stands before and after corresponds anyway",
+                styles={"input": {"fontFamily": "var(--mono)"}},
+            ),
         ],
         className="stack",
     )
@@ -176,7 +191,8 @@ def by_file() -> html.Div:
                 multiple=False,
             ),
             html.P(
-                "Columns clean, corrupt, right and, if you like, wrong and template. At most "
+                "Columns clean, corrupt, right and, if you like, wrong, template and span_map "
+                "(where lengths differ, [[[3, 6], [3, 5]]]). At most "
                 "10 MB. The file stays on this computer.",
                 className="faint",
             ),
@@ -217,11 +233,17 @@ def named(name: str | None) -> Any:
     State("pair-right", "value"),
     State("pair-wrong", "value"),
     State("pair-span", "checked"),
+    State("pair-spans", "value"),
     State("pair-file", "contents"),
     State("pair-file", "filename"),
     State("pair-skip", "checked"),
     prevent_initial_call=True,
-    running=[(Output("pair-check", "disabled"), True, False)],
+    running=[
+        (Output("pair-check", "disabled"), True, False),
+        (Output("pair-out", "style"), {"opacity": 0.35}, {}),
+        (Output("pair-out", "aria-busy"), "true", "false"),
+        (Output("pair-wait", "children"), "Checking; what stands below is the pair before.", ""),
+    ],
 )
 def check(
     clicks: Any,
@@ -237,6 +259,7 @@ def check(
     right: str,
     wrong: str,
     span: bool,
+    spans: str,
     contents: str,
     filename: str,
     skip: bool,
@@ -247,12 +270,54 @@ def check(
     try:
         source = {
             "task": lambda: task_source(task, typed(ids, values, flags)),
-            "text": lambda: text_source(model, clean, corrupt, right, wrong, bool(span)),
+            "text": lambda: text_source(model, clean, corrupt, right, wrong, bool(span), spans),
             "file": lambda: file_source(contents, filename, bool(skip)),
         }[mode]()
-        return pair_view(model, source, {"auto": None, "yes": True, "no": False}.get(bos))
-    except Exception as error:  # told in the place of the pair
-        return tell(error)
+        return pair_view(model, source, BOS.get(bos))
+    except Exception as error:  # told in the place of the pair, with a way out where there is one
+        texts = (clean, corrupt) if mode == "text" else None
+        return [tell(error), span_offer(model, texts, BOS.get(bos))]
+
+
+@callback(
+    Output("pair-spans", "value"),
+    Input({"type": "pair-accept", "spans": ALL}, "n_clicks"),
+    State({"type": "pair-accept", "spans": ALL}, "id"),
+    prevent_initial_call=True,
+)
+def accept(clicks: Any, offered: Any) -> Any:
+    """Take over the span map that was offered."""
+    return offered[0]["spans"] if any(clicks) else no_update
+
+
+def span_offer(model: str, texts: Any, bos: bool | None) -> Any:
+    """A span map to accept, where two prompts that were typed have unequal lengths."""
+    if texts is None or not all(texts):
+        return None
+    try:
+        split = [bench().tokens(model, str(t), bos) for t in texts]
+    except interp.InterpError:
+        return None
+    found = proposed(*split)
+    if len(split[0]) == len(split[1]) or not found:
+        return None
+    ((a, b), (c, d)) = found[0]
+    return html.Div(
+        [
+            html.P(
+                [
+                    "They differ in ", html.Code("".join(split[0][a:b])), " against ",
+                    html.Code("".join(split[1][c:d])), f": positions {written(found)}.",
+                ]
+            ),
+            html.Button(
+                "Accept this span map", type="button", className="button",
+                id={"type": "pair-accept", "spans": written(found)},
+            ),
+            html.P("Then press Check again.", className="faint"),
+        ],
+        className="card stack tight",
+    )  # fmt: skip
 
 
 def task_source(name: str, given: dict[str, Any]) -> dict[str, Any]:
@@ -279,6 +344,7 @@ def text_source(
     right: Any,
     wrong: Any,
     span: bool,
+    spans: Any = "",
 ) -> dict[str, Any]:
     """Two prompts and their answers as columns of one row.
 
@@ -292,7 +358,9 @@ def text_source(
             remedy="Shorten it, or give a file.",
         )
     answers = {"right": str(right or ""), "wrong": str(wrong or "")}
-    form = {"answer_form": "span" if span else "set", "name": "your own pair"}
+    form: dict[str, Any] = {"answer_form": "span" if span else "set", "name": "your own pair"}
+    if str(spans or "").strip():
+        form["span_map"] = [read_spans(str(spans))]
     if not bench().has_tokenizer(model):
         ids = {k: [token_ids(k, v)] for k, v in (texts | answers).items()}
         return {**ids, **form, "tokens": True}
