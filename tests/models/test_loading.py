@@ -290,13 +290,34 @@ def test_an_id_without_an_owner_opens_from_the_cache_as_any_other(cache, tmp_pat
         load_model("gtp2")
 
 
-def test_a_gated_id_found_in_the_cache_opens_and_one_that_is_not_gets_a_sentence(cache):
-    """The hub leaves a note of files it refused; offline such a model has no files."""
-    gone = cache / "models--owner--gated" / ".no_exist" / COMMIT
-    gone.mkdir(parents=True)
-    (gone / "config.json").write_text("")
-    with pytest.raises((RefusedError, UsageError), match="owner/gated"):
+def test_a_gated_id_whose_terms_were_accepted_opens_from_the_cache_as_any_other(cache, llama):
+    """What a person fetched while logged in is theirs; no token is asked for, none is sent."""
+    shutil.copytree(cache / "models--someone--tiny", cache / "models--owner--gated")
+    loaded = load("owner/gated")
+    assert loaded.id == f"owner/gated@{COMMIT}"
+    assert torch.equal(loaded.reference, load(llama).reference)
+
+
+@pytest.mark.parametrize("left", ["a note", "its page", "a branch", "a half snapshot"])
+def test_a_gated_id_without_accepted_terms_gets_a_sentence(cache, left):
+    """What the hub hands out before terms are accepted: the page, names of files, no weights."""
+    repo = cache / "models--owner--gated"
+    snapshot = repo / "snapshots" / COMMIT
+    snapshot.mkdir(parents=True)
+    (repo / "refs").mkdir()
+    (repo / "refs" / "main").write_text(COMMIT)
+    if left == "a note":
+        (repo / ".no_exist" / COMMIT).mkdir(parents=True)
+        (repo / ".no_exist" / COMMIT / "config.json").write_text("")
+    elif left == "its page":
+        (snapshot / "README.md").write_text("Accept the terms to see the files.")
+    elif left == "a half snapshot":
+        (snapshot / "config.json").symlink_to(repo / "blobs" / "lost")
+    with pytest.raises((RefusedError, UsageError)) as said:
         load("owner/gated")
+    assert "owner/gated" in str(said.value)
+    assert "someone/tiny" in str(said.value) or left == "a note"
+    assert "owner/gated" not in hub.cached_ids()
 
 
 def test_an_id_that_is_not_in_the_cache_gets_a_sentence_with_what_works(cache):

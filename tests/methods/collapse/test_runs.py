@@ -416,12 +416,14 @@ twice as large.
 def settled(net):
     """A copy whose batch norms hold the statistics of the whole training set."""
     net, (x, _) = copy.deepcopy(net), digits_collapse.data()
-    for part in net.modules():
-        if isinstance(part, nn.BatchNorm1d):
-            part.momentum = 1.0
+    norms = [part for part in net.modules() if isinstance(part, nn.BatchNorm1d)]
+    for part in norms:
+        part.momentum = 1.0
     net.train()
     with torch.no_grad():
         net(x)
+    for part in norms:  # torch keeps the unbiased variance, and trains with the other
+        part.running_var *= (len(x) - 1) / len(x)
     return net.eval()
 
 
