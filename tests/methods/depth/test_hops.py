@@ -31,6 +31,16 @@ def test_every_self_check_of_the_shipped_weights_passes():
     assert checked.checks and all(c.passed for c in checked.checks)
 
 
+def test_the_shipped_weights_are_the_recipes():
+    from interp.models.registry import ZOO
+    from interp.models.tensors import read_tensors
+    from interp.training.hops import tensors
+
+    shipped, made = read_tensors(ZOO / "hops" / "model.safetensors"), tensors()
+    assert set(shipped) == set(made)
+    assert all(bool((shipped[k] == made[k]).all()) for k in made)
+
+
 @pytest.mark.parametrize("hops", [1, 3, 6])
 def test_the_lens_shows_the_entity_of_each_hop(hops):
     task = load_task(f"hops:n=12,hops={hops}", model())
