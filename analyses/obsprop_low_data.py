@@ -1,8 +1,9 @@
 """How many labelled prompts is a feature vector worth that needed none, or one pair?
 
 For each concept: a head's feature vector from the weights alone (the longest), and from one pair of
-prompts (the head that helps most directly), as classifiers of the mean over a text's tokens, beside
-logistic regression, mean difference, the bare unembedding direction and random directions there.
+prompts (the head that helps most directly), as classifiers of a text by the mean over its tokens or
+by its last, beside logistic regression, mean difference, the bare unembedding direction and random
+directions there.
 Probes learn from 1 to 100 labelled prompts a class. A concept on which logistic regression is at .9
 after one prompt a class, or random directions outside .4 to .6, is said to be at ceiling: it tells
 nothing about few data. A run that is in the store already is not measured again.
@@ -81,13 +82,14 @@ def study(
             method.HeadFeatures(observable=observable, ln=ln), model, where, store=store,
             progress=False,
         )  # fmt: skip
-        spec = method.FeatureScores(
-            vectors=vectors.run_id, train_sizes=SIZES, draws=draws, seed=seed,
-            aggregate="mean",
-        )  # fmt: skip
-        found = interp.run(spec, model, task, store=store, progress=False)
-        rows.append(row_of(name, data, found))
-        results.append(found)
+        for aggregate in ("mean", "last"):
+            spec = method.FeatureScores(
+                vectors=vectors.run_id, train_sizes=SIZES, draws=draws, seed=seed,
+                aggregate=aggregate,
+            )  # fmt: skip
+            found = interp.run(spec, model, task, store=store, progress=False)
+            rows.append(row_of(name, data, found))
+            results.append(found)
     return rows, results
 
 
@@ -103,6 +105,7 @@ def row_of(concept: str, data: str, found: Any) -> dict[str, Any]:
         "concept": concept,
         "vector_from": data,
         "node": arrays.attrs["node"],
+        "tokens": arrays.attrs["aggregate"],
         "auroc": of("auroc", "feature vector"),
         "auroc_ci": of("auroc_ci", "feature vector"),
         "r2": of("r2", "feature vector"),
@@ -127,7 +130,7 @@ def _span(pair: Sequence[float]) -> str:
 def table(rows: list[dict[str, Any]]) -> str:
     """The rows as Markdown."""
     where = [SIZES.index(n) for n in SHOWN]
-    head = ["concept", "vector from", "node", "vector: AUROC (95 %)", "vector: r²",
+    head = ["concept", "vector from", "node", "tokens", "vector: AUROC (95 %)", "vector: r²",
             *(f"regression n={n}" for n in SHOWN), *(f"mean diff. n={n}" for n in SHOWN[:3]),
             "bare", "random", "ridge r²", "n*", "at ceiling"]  # fmt: skip
     lines = [f"| {' | '.join(head)} |", "|" + "---|" * len(head)]
@@ -136,7 +139,7 @@ def table(rows: list[dict[str, Any]]) -> str:
         probes = [f"{r['regression'][i]:.2f} ({_span(ends[i])})" for i in where]
         means = [f"{r['mean_difference'][i]:.2f}" for i in where[:3]]
         cross = "none" if math.isnan(r["crossover"]) else f"{r['crossover']:.0f}"
-        cells = [r["concept"], r["vector_from"], r["node"],
+        cells = [r["concept"], r["vector_from"], r["node"], r["tokens"],
                  f"{r['auroc']:.3f} ({_span(r['auroc_ci'])})",
                  f"{r['r2']:.2f} ({_span(r['r2_ci'])})", *probes, *means, f"{r['bare']:.2f}",
                  f"{r['random']:.2f}", f"{r['r2_ridge']:.2f}", cross,
