@@ -48,7 +48,7 @@ def parser() -> argparse.ArgumentParser:
     out.add_argument("--model", default="zoo:ioi")
     out.add_argument("--task", default="pronouns:n=60,seed=0")
     out.add_argument("--observable", default="she / he")
-    out.add_argument("--node", default="", help="as L9H6; that of the largest direct effect")
+    out.add_argument("--node", default="", help="as L9H6; the one answered most")
     out.add_argument("--neutral", default="agreement:n=16", help="a task it should leave alone")
     out.add_argument("--out", type=Path, default=Path("runs/obsprop_steering"))
     return out

@@ -85,7 +85,7 @@ class FeatureCoupling(Method):
         }
         if task is not None:
             more, points = self._tokens(model, task, y1, y2, pair, context)
-            rows |= more
+            rows = {"coupling": rows["coupling"], **more, **rows}
             coords |= points
         context.advance(1, 1)
         return dataset(rows, coords, **facts)

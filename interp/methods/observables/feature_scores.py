@@ -107,6 +107,8 @@ class FeatureScores(Method):
             "bound": ["low", "high"], "prompt": np.arange(len(label)),
             "label": [0, 1],
         }  # fmt: skip
+        first = ("auroc", "auroc_ci", "learning", "learning_ci")
+        rows = {**{k: rows[k] for k in first}, **rows}
         data = dataset(
             rows, coords, node=vector.path, site=str(vector.site), stage=vector.stage,
             ln=vector.ln, observable=vector.observable, aggregate=self.aggregate,

@@ -10,7 +10,7 @@ from pydantic import Field
 
 from interp.engine.traces import Maps
 from interp.methods.observables.inputs import Readout, Rows, check_pairs, dataset, signs
-from interp.methods.observables.steering import Steered, Steering, spread_of
+from interp.methods.observables.steering import ROWS, Steered, Steering, most_answered, spread_of
 from interp.methods.observables.vectors import feature_vector
 from interp.tasks import load_task
 from interp.tasks.observables import observables_of
@@ -50,7 +50,7 @@ class FeatureSteering(Method):
     observable: Annotated[str, Field(max_length=500)] = ""
     """Which of its observables; the first if empty."""
     node: Annotated[str, Field(max_length=20)] = ""
-    """The head or MLP, as L9H6; that of the largest direct effect if empty."""
+    """The head or MLP, as L9H6; the one that all paths say is answered most if empty."""
     alpha: tuple[Annotated[float, Field(ge=-100, le=100)], ...] = Field(
         (-2.0, -1.0, -0.5, -0.25, -0.1, 0.0, 0.1, 0.25, 0.5, 1.0, 2.0), min_length=1, max_length=41
     )
@@ -70,11 +70,16 @@ class FeatureSteering(Method):
         """``effect [component, alpha]``, ``written``, ``kl``, ``asymmetry``, slopes by prompt."""
         check_pairs(task, self.title, aligned=False)
         maps = Maps(model)
-        vector = feature_vector(
-            context.result(str(self.vectors)).data, model, self.node, self.observable
-        )
+        data = context.result(str(self.vectors)).data
+        vector = feature_vector(data, model, self.node, self.observable)
         name = "answers" if vector.observable == "right - wrong" else vector.observable
         readout = Readout.of(maps, observables_of(name, model, task)[0])
+        if not self.node:
+            rows = next(iter(task.buckets().values()))[:ROWS]
+            tokens = np.array([task.clean[r] for r in rows])
+            heads = data["vector"].sel(observable=vector.observable).values
+            best = most_answered(maps, tokens, rows, readout, heads, self.where)
+            vector = feature_vector(data, model, best.name, self.observable)
         doses = tuple(sorted(set(self.alpha)))
         if not any(doses):
             raise UsageError("Every dose is 0.", remedy="Give some that are not.")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -9,6 +10,7 @@ import torch
 
 from interp.engine.pulls import mlp_step, pull_all
 from interp.engine.traces import Maps, Trace, trace
+from interp.methods.observables.graph import Node
 from interp.methods.observables.inputs import Readout, array
 from interp.methods.observables.vectors import read_stage
 from interp.terms import Context, Edit, FeatureVector, HookedModel, PromptPairs, Site
@@ -203,6 +205,38 @@ class Steering:
                     moved = moved.double().log_softmax(-1)
                     out[j] += float((plain.exp() * (plain - moved)).sum())
         return out / len(self.task)
+
+
+def most_answered(
+    maps: Maps,
+    tokens: np.ndarray,
+    rows: Sequence[int],
+    readout: Readout,
+    vectors: np.ndarray,
+    where: str,
+) -> Node:
+    """The head whose direction all paths together predict to move o furthest for its dose.
+
+    Args:
+        maps: the model.
+        tokens: prompts of one length ``[prompt, position]``.
+        rows: their numbers in the task.
+        readout: the observable.
+        vectors: one a head ``[layer, head, D]``.
+        where: ``last`` or ``all`` positions.
+    """
+    run = trace(maps, tokens)
+    found = pull_all(maps, run, readout.vector(rows), "exact")
+    best, most = Node(0, 0), -np.inf
+    for layer, heads in enumerate(vectors):
+        y = found.at[layer]
+        y = array((y[:, -1] if where == "last" else y.sum(1)).mean(0))
+        length = np.linalg.norm(heads, axis=-1)
+        dose = float(np.median(np.linalg.norm(array(run.layers[layer].resid), axis=-1)))
+        slope = np.where(length > 0, heads @ y / np.maximum(length, 1e-300), -np.inf) * dose
+        if slope.max() > most:
+            best, most = Node(layer, int(slope.argmax())), float(slope.max())
+    return best
 
 
 def spread_of(each: np.ndarray, n_boot: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
