@@ -98,6 +98,20 @@ MODELS: dict[str, Card] = {
         "GPT2LMHeadModel",
         folder="modadd",
     ),
+    "deep": Card(
+        "deep",
+        "the grammar of zoo:ioi in twelve thin layers",
+        "What does a network do with more layers than the work needs?",
+        "GPT2LMHeadModel",
+        folder="deep",
+    ),
+    "shallow": Card(
+        "shallow",
+        "the grammar of zoo:ioi in four thin layers",
+        "Which layers of zoo:deep do what these four do?",
+        "GPT2LMHeadModel",
+        folder="shallow",
+    ),
     "hops": Card(
         "hops",
         "pointer chains, one hop a layer, set by hand",

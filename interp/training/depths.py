@@ -26,7 +26,7 @@ from interp.training.scoring import scores
 from interp.training.vocabulary import Words, tokenizer_files
 
 WIDTH, HEADS = 64, 4
-SCHEDULE = Schedule(steps=2500, rows=96, rate=2e-3, warm=200)
+SCHEDULE = Schedule(steps=2000, rows=64, rate=3e-3, warm=200)
 LAYERS = {"deep": 12, "shallow": 4}
 TITLES = {
     "deep": "the grammar of zoo:ioi in twelve thin layers",
