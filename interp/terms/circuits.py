@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 from interp.terms.errors import UsageError
@@ -32,14 +33,7 @@ class Circuit:
 
     def behind(self, reader: Site) -> list[Site]:
         """The writers whose input a reader is: a group's heads for its keys and values."""
-        if reader.kind in ("logits", "mlp_out"):
-            return [reader]
-        assert reader.head is not None
-        if reader.kind == "q":
-            return [Site("z", layer=reader.layer, head=reader.head)]
-        group = self.shape.n_heads // self.shape.n_kv_heads
-        heads = range(reader.head * group, (reader.head + 1) * group)
-        return [Site("z", layer=reader.layer, head=h) for h in heads]
+        return _behind(reader, self.shape.n_heads // max(1, self.shape.n_kv_heads))
 
     def pruned(self) -> Circuit:
         """Without nodes that are off every path from the embedding to the logits, to a fixpoint."""
@@ -115,6 +109,16 @@ class Circuit:
         return cls(shape, frozenset(_edge_of(name, shape) for name in chosen))
 
 
+@lru_cache(maxsize=100_000)
+def _behind(reader: Site, group: int) -> list[Site]:
+    if reader.kind in ("logits", "mlp_out"):
+        return [reader]
+    assert reader.head is not None
+    first, count = (reader.head, 1) if reader.kind == "q" else (reader.head * group, group)
+    return [Site("z", layer=reader.layer, head=h) for h in range(first, first + count)]
+
+
+@lru_cache(maxsize=100_000)
 def node_name(site: Site) -> str:
     """``input``, ``a3.h5``, ``m7`` or ``logits``."""
     if site.kind in ("embed", "logits"):

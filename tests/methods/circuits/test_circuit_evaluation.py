@@ -104,7 +104,10 @@ def test_a_greedy_circuit_grows_from_the_logits(toy: Any) -> None:
 
 def test_the_whole_model_is_one_and_nothing_is_zero(llama: Any) -> None:
     model, task, found = llama
-    data, context = evaluated(model, task, found, subsets=4, top=5, draws=2)
+    sizes = (0.001, 0.05, 0.2, 1.0)
+    data, context = evaluated(
+        model, task, found, subsets=2, top=2, draws=1, fractions=sizes, n_boot=50
+    )
     assert all(c.passed for c in context.checks) and context.checks
     f = data["faithfulness"].sel(fraction=1.0)
     np.testing.assert_allclose(f.sel(ranking_by=["size", "random"]), 1, atol=1e-9)
@@ -131,7 +134,8 @@ def test_a_perfect_ranking_has_the_area_under_one() -> None:
 
 def test_areas_are_those_of_the_curves(llama: Any) -> None:
     model, task, found = llama
-    data, _ = evaluated(model, task, found, subsets=0, top=0, draws=1, n_boot=0)
+    sizes = (0.02, 0.1, 0.5)
+    data, _ = evaluated(model, task, found, subsets=0, top=0, draws=1, n_boot=0, fractions=sizes)
     k = data["fraction"].values
     signed, size = (data["faithfulness"].sel(ranking_by=r).values for r in ("signed", "size"))
     area = sum((signed[i] + signed[i + 1]) / 2 * (k[i + 1] - k[i]) for i in range(len(k) - 1))
@@ -171,7 +175,10 @@ def test_a_circuit_is_the_twins_run_with_all_other_edges_replaced(family: str) -
 
 def test_what_an_edge_is_worth_and_sets_are_by_hand(llama: Any) -> None:
     model, task, found = llama
-    data, _ = evaluated(model, task, found, subsets=3, top=2, draws=1, n_boot=0, examined=0.1)
+    sizes = (0.1,)
+    data, _ = evaluated(
+        model, task, found, subsets=3, top=2, draws=1, n_boot=0, examined=0.1, fractions=sizes
+    )
     circuit = circuit_at(data, 0.1, model.shape)
     every = all_edges(model.shape)
     assert len(circuit) == data.attrs["examined_edges"]
@@ -195,7 +202,8 @@ def test_what_an_edge_is_worth_and_sets_are_by_hand(llama: Any) -> None:
 def test_a_circuit_is_written_and_read(family: str) -> None:
     _, model = driven(family)
     every = all_edges(model.shape)
-    circuit = random_edges(every, 60, model.shape, 1)
+    circuit = random_edges(every, len(every) // 3, model.shape, 1)
+    assert 10 < len(circuit) < len(every) // 3
     text = json.dumps(circuit.to_json(every, {e: 0.5 for e in every}))
     read = json.loads(text)
     assert Circuit.from_json(read, model.shape) == circuit
@@ -249,5 +257,7 @@ def test_equal_metrics_have_no_share(llama: Any) -> None:
         [one.right[0]] * 2,
         [one.wrong[0]] * 2,
     )
-    data, _ = evaluated(model, both, found, subsets=0, top=0, draws=1, n_boot=0)
+    data, _ = evaluated(
+        model, both, found, subsets=0, top=0, draws=1, n_boot=0, fractions=(0.1, 1.0)
+    )
     assert data.attrs["undefined_reason"] and np.isnan(data["faithfulness"]).all()
