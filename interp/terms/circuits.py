@@ -78,7 +78,7 @@ class Circuit:
                 named[name] = {"score": score, "in_graph": (u, v) in self.edges}
         heads = [Site("z", layer=n, head=h) for n in range(s.n_layers) for h in range(s.n_heads)]
         mlps = [Site("mlp_out", layer=n) for n in range(s.n_layers)]
-        nodes = [Site("embed"), *heads, *mlps, Site("logits")]
+        nodes, mine = [Site("embed"), *heads, *mlps, Site("logits")], self.nodes
         return {
             "cfg": {
                 "n_layers": s.n_layers,
@@ -86,7 +86,7 @@ class Circuit:
                 "parallel_attn_mlp": s.parallel,
                 "d_model": s.d_model,
             },
-            "nodes": {node_name(n): {"in_graph": n in self.nodes} for n in nodes},
+            "nodes": {node_name(n): {"in_graph": n in mine} for n in nodes},
             "edges": named,
         }
 
