@@ -186,7 +186,7 @@ def waterfall(start: float, steps: np.ndarray, names: Sequence[str], units: str)
     text = [plain(n if len(n) <= 34 else n[:33] + "…") for n in labels]
     figure.update_xaxes(
         tickmode="array", tickvals=list(range(len(labels))), ticktext=text, tickangle=-45,
-        showgrid=False, zeroline=False, automargin=True,
+        showgrid=False, zeroline=False, automargin=True, range=[-0.6, len(labels) - 0.4],
     )  # fmt: skip
     figure.update_yaxes(title={"text": plain(unit_text(units))}, zeroline=True, tickformat="~g")
     figure.update_layout(height=460, barmode="overlay", showlegend=False)

@@ -22,6 +22,7 @@ from interp.methods.explore.head_page import HeadPage
 from interp.methods.explore.next_tokens import NextTokens
 from interp.methods.explore.pair_check import PairCheck
 from interp.methods.explore.verify_cell import VerifyCell
+from interp.methods.interpreter.layer_masking import LayerMasking
 from interp.methods.interpreter.linear_interpreter import LinearInterpreter
 from interp.methods.lenses.logit_lens import LogitLens
 from interp.methods.lipschitz.global_lipschitz import GlobalLipschitz
@@ -55,6 +56,7 @@ METHODS: dict[str, type[Method]] = {
     "head_features": HeadFeatures,
     "head_page": HeadPage,
     "layer_gain": LayerGain,
+    "layer_masking": LayerMasking,
     "linear_interpreter": LinearInterpreter,
     "local_lipschitz": LocalLipschitz,
     "monotonicity": Monotonicity,
@@ -92,6 +94,7 @@ __all__ = [
     "FeatureSteering",
     "HeadFeatures",
     "HeadPage",
+    "LayerMasking",
     "LinearInterpreter",
     "BlockJacobian",
     "LayerImportance",

@@ -132,11 +132,14 @@ class Picture:
 
 
 def split_of(net: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
-    """f(x) and its linear part J x, row by row, in float64."""
-    net, x = net.double(), x.double()
-    value, linear = torch.func.jvp(net, (x,), (x,))
+    """f(x) and its linear part J x, row by row, in float64; J x by the vjp of the vjp."""
+    net, x = net.double(), x.double().requires_grad_()
+    value = net(x)
+    v = torch.zeros_like(value).requires_grad_()
+    (back,) = torch.autograd.grad(value, x, v, create_graph=True)
+    (linear,) = torch.autograd.grad(back, v, x.detach())
     net.float()
-    return value.detach(), linear.detach()
+    return value.detach(), linear
 
 
 def shares(net: nn.Module, x: Tensor, labels: Tensor) -> dict[str, float]:
@@ -167,7 +170,9 @@ def neighbourhood(net: nn.Module, x: Tensor) -> float:
     mask = (near[:, None, :, None] & near[None, :, None, :]).reshape(side**2, side**2)
     found = []
     for row in x.double():
-        jacobian = torch.func.jacrev(net.double())(row[None]).detach().reshape(side**2, side**2)
+        jacobian = torch.autograd.functional.jacobian(net.double(), row[None]).reshape(
+            side**2, side**2
+        )
         found.append(float(jacobian.abs()[mask].sum() / jacobian.abs().sum()))
     net.float()
     return float(np.mean(found))

@@ -57,7 +57,7 @@ def test_a_drawn_digit_gets_votes_a_fall_and_singular_images(
     monkeypatch.setattr(interpreter, "bench", lambda: fake)
     pixels = np.zeros((8, 8))
     pixels[1:7, 3:5] = 1.0
-    cards = interpreter.view(pixels.ravel().tolist(), model, "linear", False)
+    cards = interpreter.view(pixels.ravel().tolist(), model, "linear", "the largest", False)
     drawn = [
         part.figure.layout.meta["kind"]
         for card in cards
@@ -65,6 +65,10 @@ def test_a_drawn_digit_gets_votes_a_fall_and_singular_images(
         if getattr(part, "figure", None) is not None
     ]
     assert drawn[:3] == ["sheet", "waterfall", "sheet"] and len(drawn) == 4
+    told = interpreter.view(pixels.ravel().tolist(), model, "linear", "3", False)
+    fall = next(p.figure for p in told[1]._traverse() if getattr(p, "figure", None) is not None)
+    if model != "zoo:digits-denoise":
+        assert fall.layout.meta["selection"]["label"] == "3"
     words = str(cards)
     assert "checks hold" in words
     assert ("The network says" in words) == (model != "zoo:digits-denoise")

@@ -22,7 +22,7 @@ UNITS: dict[str, Callable[[Tensor], Tensor]] = {
     "elu": F.elu,
     "mish": F.mish,
     "hardswish": F.hardswish,
-    "relu6": F.relu6,
+    "relu6": lambda x: F.relu6(8 * x),
     "clamp": lambda x: x.clamp(-0.2, 0.3),
 }
 NORMS: dict[str, Callable[[int], nn.Module]] = {

@@ -27,6 +27,7 @@ NETWORKS = {
 }
 NOISY = ("zoo:digits-denoise", "zoo:digits-autoencoder")
 SHOWN = 12
+LARGEST = "the largest"
 MEANS = [{"value": v, "label": w} for v, w in (("linear", "follows x"), ("frozen", "constant"))]
 
 dash.register_page(
@@ -100,6 +101,10 @@ def controls(model: str, pictures: np.ndarray, labels: np.ndarray, at: int) -> l
             html.Label("a norm's mean", className="faint", id="digit-mean-label"),
             dmc.SegmentedControl(id="digit-mean", data=MEANS, value="linear", size="xs"),
         ]),
+        dmc.Select(
+            label="whose score is told", id="digit-label", value=LARGEST, size="sm",
+            allowDeselect=False, data=[LARGEST, *map(str, range(10))],
+        ),
         dcc.Link("All knobs, and whole sets of digits",
                  href=link(f"/method/{METHOD}", model=model, task="digits:n=8,seed=0")),
     ]  # fmt: skip
@@ -133,15 +138,16 @@ def change(_picks: Any, _clear: Any, _invert: Any, now: Any, kept: Any) -> Any:
     Input("digit-pixels", "data"),
     Input("digit-model", "value"),
     Input("digit-mean", "value"),
+    Input("digit-label", "value"),
     Input("scheme", "data"),
 )
-def explain(pixels: Any, model: str, mean: str, scheme: str) -> Any:
+def explain(pixels: Any, model: str, mean: str, label: str, scheme: str) -> Any:
     """Votes, remainder and singular images of what is on the board."""
     try:
         values = read_pixels(pixels)
         if not any(values):
             return empty("An empty board", "Draw a digit, or pick one.")
-        return view(values, str(model), str(mean), scheme == "dark")
+        return view(values, str(model), str(mean), str(label), scheme == "dark")
     except Exception as error:  # told in the place of the answer
         return tell(error)
 
@@ -163,7 +169,7 @@ def measured(values: list[float], model: str, tour: str, mean: str) -> Any:
     return bench().queue.measure(METHOD, fields, model=model, task=task, timeout=PATIENCE)
 
 
-def view(values: list[float], model: str, mean: str, dark: bool) -> list[Any]:
+def view(values: list[float], model: str, mean: str, label: str, dark: bool) -> list[Any]:
     """The three cards."""
     votes, svd = (measured(values, model, tour, mean) for tour in ("votes", "svd"))
     return [
@@ -175,8 +181,7 @@ def view(values: list[float], model: str, mean: str, dark: bool) -> list[Any]:
         ], className="card"),
         html.Section([
             html.H2("From nothing to the score"),
-            chosen_label(votes.data, model),
-            html.Div(falls(votes, dark), id="digit-fall"),
+            falls(votes, label, dark),
         ], className="card"),
         html.Section([
             html.H2("Singular images"),
@@ -194,7 +199,8 @@ def best_of(data: Any) -> str:
 
 def drawn(result: Any, name: str, dark: bool, **selection: Any) -> Any:
     """One figure of a result."""
-    made = figures.figures_of(result.data, only=name, dark=dark, selection=selection or None)
+    data = result.data.isel(prompt=0, drop=True)
+    made = figures.figures_of(data, only=name, dark=dark, selection=selection or None)
     figure = made[name].update_layout(paper_bgcolor="rgba(0,0,0,0)", plot_bgcolor="rgba(0,0,0,0)")
     place = "-".join(map(str, selection.values()))
     return graph({"type": "digit-graph", "n": f"{name}{place}"}, figure, opens=False)
@@ -209,7 +215,7 @@ def sentence(data: Any, model: str) -> str:
             f"Each picture shows which pixels make one pixel of the output; the remainder is "
             f"{100 * share:.0f} % of these three."
         )
-    best = int(f.argmax())
+    best = int(f.values.argmax())
     label = str(data["label"].values[best])
     return (
         f"The network says {label}: {number(float(f[best]))} in all, of which the pixels vote "
@@ -223,21 +229,19 @@ def spectrum(data: Any) -> str:
     top, sure = (float(data[n].isel(prompt=0).values[0]) for n in ("singular_value", "certificate"))
     return (
         f"Rank {rank:.0f}; about {spread:.1f} directions share the work. σ₁ = {number(top)}, with "
-        f"a true singular value within {number(sure, 2)} of it."
+        f"a true singular value within {sure:.1e} of it."
     )
 
 
-def chosen_label(data: Any, model: str) -> Any:
-    """Which output's sources are shown: the largest at first."""
-    if model in NOISY:
-        return html.P("The first of the three pixels.", className="faint")
-    best = str(data["label"].values[int(data["logit"].isel(prompt=0).argmax())])
-    return html.P(f"Output {best}, the largest.", className="faint")
+def place_of(data: Any, wanted: str) -> int:
+    """Whose score is told: the one that was asked for where it is there, else the largest."""
+    labels = [str(v) for v in data["label"].values]
+    if wanted in labels:
+        return labels.index(wanted)
+    return 0 if labels[0].startswith("row") else int(data["logit"].values[0].argmax())
 
 
-def falls(result: Any, dark: bool) -> Any:
-    """The waterfall of the largest output (of the first pixel of a picture)."""
-    data = result.data
-    best = 0 if "row" in str(data["label"].values[0]) else int(data["logit"][0].argmax())
-    label = data["label"].values[best]
+def falls(result: Any, wanted: str, dark: bool) -> Any:
+    """From nothing to one output: pixels together, then each source of the remainder."""
+    label = result.data["label"].values[place_of(result.data, wanted)]
     return drawn(result, "residual_by_source", dark, label=label)

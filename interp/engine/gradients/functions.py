@@ -147,18 +147,18 @@ class FunctionRules(TorchFunctionMode):
         x = args[0]
 
         def decide() -> Tensor:
-            return _divisor(func, x.detach(), args[1:], kwargs)
+            return divisor_of(func, x.detach(), args[1:], kwargs)
 
         scale = self._decision(number, decide)
-        axes = _axes(func, x, args[1:], kwargs)
+        axes = axes_of(func, x, args[1:], kwargs)
         centred = x
         if func is not F.rms_norm:
             shape = x.shape
-            flat = _grouped(func, x, args[1:], kwargs)
+            flat = grouped(func, x, args[1:], kwargs)
             mean = flat.mean(axes, keepdim=True)
             mean = mean.detach() if self.rules.mean == "frozen" else mean
             centred = (flat - mean).reshape(shape)
-        gain, bias = _affine(func, x, args[1:], kwargs)
+        gain, bias = affine_of(func, x, args[1:], kwargs)
         y = centred / scale
         y = y if gain is None else y * gain
         y = y if bias is None else y + bias
@@ -175,7 +175,7 @@ class FunctionRules(TorchFunctionMode):
         if self.rules.attn == "uniform":
             q, k, v = forms.damped(q, 0.25), forms.damped(k, 0.25), forms.damped(v, 0.5)
             return func(q, k, v, *rest, **kwargs)
-        pattern = self._decision(number, lambda: _pattern(q, k, v, rest, kwargs))
+        pattern = self._decision(number, lambda: pattern_of(q, k, v, rest, kwargs))
         groups = pattern.shape[-3] // v.shape[-3] if v.dim() > 2 else 1
         wide = v.repeat_interleave(groups, -3) if groups > 1 else v
         return self._out(lambda: func(*args, **kwargs), pattern @ wide)
@@ -187,7 +187,7 @@ def _slope_at_zero(func: Any, like: Tensor, rest: Any, kwargs: Any) -> Tensor:
         return torch.autograd.grad(func(x, *rest, **kwargs), x)[0]
 
 
-def _pattern(q: Tensor, k: Tensor, v: Tensor, rest: Any, kwargs: Any) -> Tensor:
+def pattern_of(q: Tensor, k: Tensor, v: Tensor, rest: Any, kwargs: Any) -> Tensor:
     """The attention pattern, by letting attention average an identity."""
     eye = torch.eye(k.shape[-2], dtype=v.dtype, device=v.device)
     eye = eye.expand(*v.shape[:-2], -1, -1)
@@ -214,13 +214,15 @@ def _bound(func: Any, rest: Any, kwargs: Any) -> dict[str, Any]:
     return {**dict(zip(_NAMES[func], rest, strict=False)), **kwargs}
 
 
-def _grouped(func: Any, x: Tensor, rest: Any, kwargs: Any) -> Tensor:
+def grouped(func: Any, x: Tensor, rest: Any, kwargs: Any) -> Tensor:
+    """The groups of a group norm as an axis, ``[batch, group, numbers]``; others as they are."""
     if func is F.group_norm:
         return x.reshape(x.shape[0], _bound(func, rest, kwargs)["num_groups"], -1)
     return x
 
 
-def _axes(func: Any, x: Tensor, rest: Any, kwargs: Any) -> tuple[int, ...]:
+def axes_of(func: Any, x: Tensor, rest: Any, kwargs: Any) -> tuple[int, ...]:
+    """The axes over which a norm takes its mean and spread."""
     if func is F.group_norm:
         return (2,)
     if func is F.instance_norm:
@@ -228,7 +230,8 @@ def _axes(func: Any, x: Tensor, rest: Any, kwargs: Any) -> tuple[int, ...]:
     return tuple(range(-len(_bound(func, rest, kwargs)["normalized_shape"]), 0))
 
 
-def _affine(func: Any, x: Tensor, rest: Any, kwargs: Any) -> tuple[Any, Any]:
+def affine_of(func: Any, x: Tensor, rest: Any, kwargs: Any) -> tuple[Any, Any]:
+    """Gain and bias of a norm, shaped to broadcast over its input; None where it has none."""
     found = _bound(func, rest, kwargs)
     pair = (found.get("weight"), found.get("bias"))
     if func in (F.layer_norm, F.rms_norm):
@@ -237,7 +240,7 @@ def _affine(func: Any, x: Tensor, rest: Any, kwargs: Any) -> tuple[Any, Any]:
     return tuple(None if p is None else p.view(shape) for p in pair)  # type: ignore[return-value]
 
 
-def _divisor(func: Any, x: Tensor, rest: Any, kwargs: Any) -> Tensor:
+def divisor_of(func: Any, x: Tensor, rest: Any, kwargs: Any) -> Tensor:
     """The divisor of each entry, shaped to broadcast over x."""
     found = _bound(func, rest, kwargs)
     if (
@@ -249,10 +252,10 @@ def _divisor(func: Any, x: Tensor, rest: Any, kwargs: Any) -> Tensor:
             "An instance norm with running statistics is affine; it needs no rule.",
             remedy="Use rules with norm='grad'.",
         )
-    axes = _axes(func, x, rest, kwargs)
+    axes = axes_of(func, x, rest, kwargs)
     eps = found.get("eps")
     eps = torch.finfo(x.dtype).eps if eps is None and func is F.rms_norm else (eps or 1e-5)
-    flat = _grouped(func, x, rest, kwargs)
+    flat = grouped(func, x, rest, kwargs)
     if func is F.rms_norm:
         return (flat.square().mean(axes, keepdim=True) + eps).sqrt()
     scale = (flat.var(axes, unbiased=False, keepdim=True) + eps).sqrt()

@@ -2,6 +2,7 @@
 
 from interp.engine.linear.blame import Culprit, culprits
 from interp.engine.linear.frozen import Frozen
+from interp.engine.linear.masking import run_masked
 from interp.engine.linear.modules import Ends, freeze, freeze_rows
 from interp.engine.linear.opening import (
     driven,
@@ -33,6 +34,7 @@ __all__ = [
     "frozen_batches",
     "module_of",
     "prompt_logits",
+    "run_masked",
     "singular",
     "straightened",
     "tensors_of",

@@ -19,11 +19,11 @@ from interp.engine.gradients import forms
 from interp.engine.gradients.functions import (
     ACTS,
     FunctionRules,
-    _affine,
-    _axes,
-    _divisor,
-    _grouped,
-    _pattern,
+    affine_of,
+    axes_of,
+    divisor_of,
+    grouped,
+    pattern_of,
 )
 from interp.engine.gradients.ruleset import RuleSet
 from interp.engine.linear import names
@@ -145,13 +145,13 @@ class Freezing(FunctionRules):
             return self._batch_normed(name, func, args, kwargs)
         value = func(x, *rest, **kwargs)
         with torch.no_grad():
-            scale = _divisor(func, x.detach(), rest, kwargs)
-        gain, bias = _affine(func, x, rest, kwargs)
+            scale = divisor_of(func, x.detach(), rest, kwargs)
+        gain, bias = affine_of(func, x, rest, kwargs)
         weight = 1.0 / scale if gain is None else gain / scale
         centred, mean = x, None
         if func is not F.rms_norm:
-            axes = _axes(func, x, rest, kwargs)
-            flat = _grouped(func, x, rest, kwargs)
+            axes = axes_of(func, x, rest, kwargs)
+            flat = grouped(func, x, rest, kwargs)
             mean = flat.mean(axes, keepdim=True).expand_as(flat).reshape(x.shape)
             centred = x - mean if self.rules.mean != "frozen" else x
         out = forms.stopped(value, centred * weight)
@@ -218,7 +218,7 @@ class Freezing(FunctionRules):
         q, k, v, *rest = args if len(args) > 2 else (*args, *_taken(kwargs, args))
         value = func(q, k, v, *rest, **kwargs)
         with torch.no_grad():
-            pattern = _pattern(q, k, v, rest, kwargs)
+            pattern = pattern_of(q, k, v, rest, kwargs)
         groups = pattern.shape[-3] // v.shape[-3] if v.dim() > 2 else 1
         wide = v.repeat_interleave(groups, -3) if groups > 1 else v
         return forms.stopped(value, pattern @ wide)
@@ -272,7 +272,8 @@ class Freezing(FunctionRules):
         pieces = list(args[0] if args else kwargs.pop("tensors"))
         if "constant" not in self.without:
             pieces = [
-                p if p.requires_grad else self._add(p, p, "constant", "constant") for p in pieces
+                p if p.requires_grad or not p.numel() else self._add(p, p, "constant", "constant")
+                for p in pieces
             ]
         return func(pieces, *args[1:], **kwargs)
 
@@ -345,7 +346,7 @@ class Freezing(FunctionRules):
             return out
         self._seen_embedding = True
         self.entry = out.detach().requires_grad_()
-        return self.entry.view_as(self.entry)
+        return self.entry.clone()
 
 
 class _Off:

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from interp.engine.gradients.ruleset import RuleSet, rule_set
 from interp.engine.linear.freezing import Freezing
@@ -64,11 +65,11 @@ def freeze(
     """
     chosen, ends = rule_set(rules, **changes), ends or Ends()
     _refuse_training(module)
-    with torch.no_grad():
-        honest = _stopped_at(module, ends.stop, inputs)
-    value, mode, x, y = _run(module, inputs, chosen, ends, without, declared or {})
-    if not torch.equal(honest, value):
-        gap = float((honest.double() - value.double()).abs().max())
+    with _attention(chosen), torch.enable_grad():
+        honest = _honest(module, ends.stop, inputs)
+        value, mode, x, y = _run(module, inputs, chosen, ends, without, declared or {})
+    gap = float((honest.double() - value.double()).abs().max())
+    if not gap <= 1e3 * torch.finfo(value.dtype).eps * float(honest.abs().max()):
         raise InterpError(
             f"Frozen, the network gives other values ({gap:.2g}): a call that works in place and "
             "whose result is not used cannot be replaced.",
@@ -80,8 +81,14 @@ def freeze(
     return made
 
 
-class _MixedBatchError(Exception):
+class _MixedBatchError(UsageError):
     """The batch does not stand in front everywhere: inputs must come one by one."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "This network puts its batch elsewhere than in front, so inputs cannot be told apart.",
+            remedy="Give them one by one (freeze_rows does).",
+        )
 
 
 def freeze_rows(module: nn.Module, inputs: Tensor, tolerance: float, **how: Any) -> list[Frozen]:
@@ -124,6 +131,20 @@ def _first(out: Any) -> Tensor:
     return next(v for v in out if isinstance(v, Tensor))
 
 
+def _honest(module: nn.Module, stop: str, inputs: Any) -> Tensor:
+    """The value at the end of the map without rules, by the same kernels as with them."""
+    if isinstance(inputs, Tensor) and inputs.is_floating_point():
+        inputs = inputs.detach().clone().requires_grad_().clone()
+    return _stopped_at(module, stop, inputs).detach()
+
+
+def _attention(rules: RuleSet) -> contextlib.AbstractContextManager[Any]:
+    """Attention that is left as it is must be differentiable twice, for F·u."""
+    if rules.attn != "grad":
+        return contextlib.nullcontext()
+    return sdpa_kernel(SDPBackend.MATH)
+
+
 def _part(module: nn.Module, path: str) -> nn.Module:
     known = dict(module.named_modules())
     if path not in known:
@@ -159,8 +180,8 @@ def _run(
     entry = inputs
     if numbers and not ends.start:
         mode.entry = inputs.detach().clone().requires_grad_()
-        entry = mode.entry.view_as(mode.entry)
-    caught: list[Tensor] = []
+        entry = mode.entry.clone()
+    caught: list[tuple[Tensor, int]] = []
     with contextlib.ExitStack() as stack:
         stack.enter_context(_constant_parameters(module))
         stack.enter_context(_paths(module, mode, without))
@@ -168,13 +189,19 @@ def _run(
             stack.enter_context(_opened(module, ends.start, mode))
         if ends.stop:
             part = _part(module, ends.stop)
-            handle = part.register_forward_hook(lambda m, a, o: caught.append(_first(o)))
+            book = mode.book
+            handle = part.register_forward_hook(
+                lambda m, a, o: caught.append((_first(o), len(book.sources)))
+            )
             stack.callback(handle.remove)
         stack.enter_context(_swapped(module, declared, mode))
         stack.enter_context(torch.enable_grad())
         with mode:
             out = _first(module(entry))
-    y = caught[-1] if ends.stop else out
+    y = out
+    if ends.stop:
+        y, known = caught[-1]
+        del mode.book.sources[known:]
     if mode.entry is None:
         raise UsageError(
             "The network never embeds the ids it is given, so there is no input to be linear in.",
@@ -236,7 +263,7 @@ def _opened(module: nn.Module, path: str, mode: Freezing) -> Iterator[None]:
     def hook(part: nn.Module, args: Any, out: Any) -> Any:
         entry = _first(out).detach().clone().requires_grad_()
         mode.entry = entry
-        seen = entry.view_as(entry)
+        seen = entry.clone()
         return seen if isinstance(out, Tensor) else type(out)((seen, *out[1:]))
 
     handle = _part(module, path).register_forward_hook(hook)

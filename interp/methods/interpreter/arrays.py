@@ -11,8 +11,6 @@ import xarray as xr
 
 from interp.terms import UsageError
 
-UNITS = "logit"
-
 
 @dataclass(frozen=True)
 class Layout:
@@ -77,14 +75,20 @@ class Gathered:
         self.attrs: dict[str, dict[str, Any]] = {}
         self.values: dict[str, list[np.ndarray]] = {}
         self.coords: dict[str, Any] = {}
+        self.units = "logit"
 
     def declare(
-        self, name: str, dims: Sequence[str], title: str, units: str = UNITS, signed: int = 1,
+        self, name: str, dims: Sequence[str], title: str, units: str | None = None, signed: int = 1,
         **more: Any,
     ) -> None:  # fmt: skip
         """An array ``[prompt, *dims]``."""
         self.dims[name] = ("prompt", *dims)
-        self.attrs[name] = {"units": units, "long_name": title, "signed": signed, **more}
+        self.attrs[name] = {
+            "units": units or self.units,
+            "long_name": title,
+            "signed": signed,
+            **more,
+        }
 
     def keep(self, found: Mapping[str, np.ndarray]) -> None:
         """The values of some prompts, ``[some, *dims]`` each."""

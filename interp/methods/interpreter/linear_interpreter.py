@@ -21,6 +21,7 @@ from interp.terms import (
 )
 
 ADVANCED: dict[str, Any] = {"advanced": True}
+FIRST: dict[str, Any] = {"advanced": False}
 
 
 class LinearInterpreter(Method):
@@ -41,20 +42,26 @@ class LinearInterpreter(Method):
     citations: ClassVar[tuple[str, ...]] = ("michelini2019tour",)
     version: ClassVar[int] = 1
 
-    tour: Literal["votes", "rows", "columns", "residual", "svd", "copy_template"] = "votes"
+    tour: Literal["votes", "rows", "columns", "residual", "svd", "copy_template"] = Field(
+        "votes", json_schema_extra=FIRST
+    )
     """What is shown: votes of each pixel or token, rows or columns of F as pictures, the remainder
     by source, singular vectors, or whether pixels are copied or templates drawn."""
-    labels: tuple[Annotated[int, Field(ge=0)], ...] | None = Field(None, max_length=64)
+    labels: tuple[Annotated[int, Field(ge=0)], ...] | None = Field(
+        None, max_length=64, json_schema_extra=FIRST
+    )
     """Outputs that are explained; empty for all up to ten, else the top three (right and wrong
     answer of a pair)."""
-    pixels: tuple[Annotated[int, Field(ge=0)], ...] | None = Field(None, max_length=64)
+    pixels: tuple[Annotated[int, Field(ge=0)], ...] | None = Field(
+        None, max_length=64, json_schema_extra=FIRST
+    )
     """Whose rows or columns, counted along the rows of the picture; empty for three telling
     ones."""
-    k: Annotated[int, Field(ge=1, le=64)] = 8
+    k: Annotated[int, Field(ge=1, le=64, json_schema_extra=FIRST)] = 8
     """How many singular vectors."""
-    mean: Literal["linear", "frozen"] = "linear"
+    mean: Literal["linear", "frozen"] = Field("linear", json_schema_extra=FIRST)
     """Whether a norm's mean follows its input, or is a constant (as in the paper)."""
-    gate_rule: Literal["value", "half"] = "value"
+    gate_rule: Literal["value", "half"] = Field("value", json_schema_extra=ADVANCED)
     """How a gated product is passed: all to the value, or half to each factor."""
     attn_rule: Literal["ah", "grad"] = Field("ah", json_schema_extra=ADVANCED)
     """Attention patterns held, or left as they are (then F is not the whole story)."""

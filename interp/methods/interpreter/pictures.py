@@ -9,7 +9,15 @@ import torch
 import xarray as xr
 from torch import Tensor
 
-from interp.engine.linear import Ends, Frozen, culprits, frozen_batches, module_of, tensors_of
+from interp.engine.linear import (
+    Ends,
+    Frozen,
+    culprits,
+    freeze,
+    frozen_batches,
+    module_of,
+    tensors_of,
+)
 from interp.methods.interpreter.arrays import Gathered, Layout, layout_of
 from interp.methods.interpreter.telling import telling_pixels
 from interp.methods.interpreter.trust import COMPLETE, Ledger
@@ -58,6 +66,7 @@ class Pictures:
         shape = self.first.x.shape[1:]
         self.into = layout_of(shape, spec.image)
         self.onto = layout_of(self.first.value.shape[1:], None, "_out", "label")
+        self.out.units = "output" if self.onto.picture else "logit"
         self.k = min(spec.k, self.first.inputs, self.first.outputs)
         if self.k < spec.k:
             context.note("k", f"{spec.k} were asked for; F has {self.k} singular values.")
@@ -210,6 +219,9 @@ class Pictures:
         out.declare("linear", ("label",), "Σ votes, F·x₀")
         out.declare("residual", ("label",), "remainder r = f(x₀) - F·x₀")
         out.declare("unattributed", ("label",), "what no source accounts for")
+        if self.spec.jacobian:
+            title = "‖F - J‖ over ‖J‖: how far the rows are from the gradient"
+            out.declare("gradient_gap", ("label",), title, "1", 0)
 
     def _shares(self, frozen: Frozen) -> tuple[dict[str, np.ndarray], Tensor]:
         """Arrays of the chosen outputs, and their rows ``[label, batch, *in]``."""
@@ -223,7 +235,19 @@ class Pictures:
         }  # fmt: skip
         if "label_id" in self.out.dims:
             found["label_id"] = chosen.T
+        if self.spec.jacobian:
+            found["gradient_gap"] = self._gradient_gap(frozen, chosen, rows)
         return {k: v.double().cpu().numpy() for k, v in found.items()}, rows
+
+    def _gradient_gap(self, frozen: Frozen, chosen: Tensor, rows: Tensor) -> Tensor:
+        """``[batch, label]``; NaN where the gradient vanishes."""
+        start = sum(len(v) for v in self.out.values.get("input", ()))
+        x = self.x[start : start + frozen.rows]
+        plain = freeze(self.module, x, rules="none", ends=self.how["ends"])
+        gradient = plain.pulls(plain.one_hots(chosen))[0].flatten(2)
+        size = gradient.norm(dim=-1)
+        gap = (rows.flatten(2) - gradient).norm(dim=-1) / size
+        return torch.where(size > 0, gap, torch.nan).T
 
     def _votes(self, frozen: Frozen) -> dict[str, np.ndarray]:
         shares, rows = self._shares(frozen)

@@ -73,7 +73,7 @@ class Prompts:
         """The tour's arrays, prompt by prompt."""
         spec = self.spec
         cap = "identity" if self.model.blocks.cap is not None else "grad"
-        chosen = rule_set(
+        self.chosen = chosen = rule_set(
             "linear", mean=spec.mean, gate=spec.gate_rule, attn=spec.attn_rule, cap=cap
         )
         self._declare()
@@ -89,11 +89,14 @@ class Prompts:
                 self.ledger.dtype = self.model.blocks.dtype
                 self.out.keep(self.ledger.unpack(kept))
                 self.context.advance(n + 1, len(self.tokens))
+        if spec.jacobian and spec.tour != "svd":
+            self._gradients()
         if self.components:
             self.out.coords["component"] = self.components
         if spec.attn_rule == "grad":
             self.ledger.note = "Patterns were not held (attn_rule='grad'): not the whole story."
-        self.ledger.tell(self.context, FORWARD[self.ledger.dtype])
+        rounded = self.model is not self.honest
+        self.ledger.tell(self.context, 0.1 if rounded else FORWARD[self.ledger.dtype])
         return self.out.dataset({
             "tour": spec.tour, "input_site": spec.input_site or "embed", "mean": spec.mean,
             "gate_rule": spec.gate_rule, "attn_rule": spec.attn_rule, "at": spec.at,
@@ -140,6 +143,9 @@ class Prompts:
         out.declare("linear", ("label",), "Σ votes")
         out.declare("residual", ("label",), "remainder r")
         out.declare("unattributed", ("label",), "what no source accounts for")
+        if self.spec.jacobian:
+            title = "‖F - J‖ over ‖J‖: how far the rows are from the gradient"
+            out.declare("gradient_gap", ("label",), title, "1", 0)
         if self.spec.labels is None and not self.pairs:
             out.declare("label_id", ("label",), "most likely tokens", "token", 0)
 
@@ -213,6 +219,20 @@ class Prompts:
         elif self.spec.tour == "votes":
             found["vote"] = votes
         return {k: t.detach().double().cpu().numpy()[None] for k, t in found.items()}
+
+    def _gradients(self) -> None:
+        """How far each prompt's rows are from the model's own gradient."""
+        for n, row in enumerate(self.tokens):
+            at = self._place(row)
+            columns, weights = self._rows_of(n, prompt_logits(self.model, row, at))
+            found = []
+            for name in ("linear", "none"):
+                with straightened(self.model, self.chosen if name == "linear" else rule_set(name)):
+                    frozen = freeze_prompt(self.model, row, columns, layer=self.layer, at=at)
+                    found.append(frozen.pulls(weights.to(frozen.y)[:, None])[0].flatten(1))
+            size = found[1].norm(dim=1)
+            gap = torch.where(size > 0, (found[0] - found[1]).norm(dim=1) / size, torch.nan)
+            self.out.keep({"gradient_gap": gap.double().cpu().numpy()[None]})
 
     def _gains(self, row: Sequence[int], at: int) -> dict[str, np.ndarray]:
         values, certificates = [], []

@@ -94,11 +94,8 @@ def test_singular_vectors_solve_f_v_is_sigma_u(nets, solver):
     result = measured(model, "scenes:n=1", tour="svd", k=4, solver=solver)
     data = result.data.isel(prompt=0)
     task = interp.load_task("scenes:n=1", model)
-    _, through = torch.func.jvp(
-        model.module(),
-        (torch.tensor(task.inputs),),
-        (torch.tensor(data["eigen_input"].values[:1]),),
-    )
+    x, v = torch.tensor(task.inputs), torch.tensor(data["eigen_input"].values[:1])
+    _, through = torch.autograd.functional.jvp(model.module(), x, v)
     assert np.allclose(
         through[0], data["singular_value"].values[0] * data["eigen_output"].values[0], atol=1e-9
     )
@@ -178,6 +175,16 @@ def test_a_cancelled_run_goes_on_and_ends_the_same(nets):
     data = Spec(tour="svd", k=2).measure(model, task, again)
     assert data.identical(whole)
     assert {c.name for c in again.checks} >= {"completeness", "adjoint", "certificate"}
+
+
+def test_how_far_f_is_from_the_gradient_is_told_on_request(nets):
+    gap = measured(nets("digits-cnn"), "digits:n=2", jacobian=True).data["gradient_gap"]
+    assert gap.shape == (2, 10) and np.abs(gap).max() == 0
+    net = interp.load_model(hard(Residual("tanh", "instance")), example=np.zeros((1, 1, 6, 6)))
+    task = LabelledInputs(np.random.default_rng(0).random((2, 1, 6, 6)), [0, 1])
+    assert float(measured(net, task, jacobian=True).data["gradient_gap"].min()) > 0.1
+    tokens = measured(nets("ioi", "float32"), "ioi:n=1", jacobian=True).data["gradient_gap"]
+    assert tokens.dims == ("prompt", "label") and float(tokens.min()) > 0.05
 
 
 # -- what is not covered, and what is refused ----------------------------------------------------
@@ -291,11 +298,11 @@ def test_each_array_gets_its_figure(nets):
 def test_the_form_takes_what_the_spec_takes():
     fields = {f.name: f for f in forms.fields_of(Spec.model_json_schema())}
     assert fields["tour"].kind == "choice" and fields["declared"].advanced
-    values = forms.parse_values(
+    parsed = forms.parse_values(
         list(fields.values()),
         {"tour": "svd", "labels": "3, 5", "image": "8,8", "k": 4, "declared": "a=secant"},
     )
-    spec = Spec(**values)
+    spec = Spec(**parsed.values)
     assert spec.labels == (3, 5) and spec.image == (8, 8) and spec.declared == ("a=secant",)
     with pytest.raises(ValueError, match="PATH=secant"):
         Spec(declared=("a",))
