@@ -35,6 +35,7 @@ SMALL_AXES: dict[str, str] = {
     "budget": "branches that a search may bound",
     "observable": "a linear read-out of the logits",
     "path": "a path from the logits back to the embedding, or to a node",
+    "evidence": "attribution, or effect with queries and keys fixed or live",
     "prefix": "a path from the logits back to a node",
     "route": "a path with its positions summed",
     "reading": "what a token gives the first of two feature vectors",

@@ -22,7 +22,13 @@ def arrays_of(found: dict[str, Any], ln: str, top: int) -> Rows:
         "exact": "norms' own derivative",
     }[ln]
     rows: Rows = {
-        "norm": (HEADS, found["norm"], unit, f"length of each head's vector ({how})", 0),
+        "norm": (
+            HEADS,
+            found["norm"],
+            unit,
+            f"length of each head's vector for a divided input ({how})",
+            0,
+        ),
     }
     if "direct_effect" in found:
         rows["direct_effect"] = (
@@ -41,7 +47,7 @@ def arrays_of(found: dict[str, Any], ln: str, top: int) -> Rows:
     if "mlp_norm" in found:
         rows["mlp_norm"] = (
             ("observable", "layer"), found["mlp_norm"], unit,
-            f"length of each MLP's vector ({how})", 0,
+            f"length of each MLP's vector for a divided input ({how})", 0,
         )  # fmt: skip
     rows |= _curves(found)
     for name, title in (
@@ -88,7 +94,12 @@ def _vectors(found: dict[str, Any], unit: str) -> Rows:
     rows: Rows = {
         "vector": ((*HEADS, "d_model"), found["vector"], unit, "feature vector of each head", 1)
     }
+    if "length" in found:
+        rows["length"] = (HEADS, found["length"], unit, "length of each head's vector itself", 0)
     if "mlp_vector" in found:
+        rows["mlp_length"] = (
+            ("observable", "layer"), found["mlp_length"], unit, "length of each MLP's vector", 0,
+        )  # fmt: skip
         rows["mlp_vector"] = (
             ("observable", "layer", "d_model"), found["mlp_vector"], unit,
             "feature vector of each MLP", 1,

@@ -180,6 +180,10 @@ class FeaturePaths(Method):
         values = np.stack([p.value for p in found.ended])
         mean = float(goal.mean())
         rows: Rows = {
+            "paths": (
+                ("path", "evidence"), np.stack([values.mean(1), *effects], 1), "logit",
+                f"the best paths: attribution ({what}), and effects measured by path patching", 1,
+            ),
             "score": (("path",), values.mean(1), "logit", f"attribution of each path ({what})", 1),
             "source": (
                 ("route", "prompt", "position"),
@@ -221,6 +225,7 @@ class FeaturePaths(Method):
                 "logit per unit", "feature vector where each prefix ends, mean over prompts", 1,
             )  # fmt: skip
         coords: dict[str, Any] = {
+            "evidence": ["attribution", "effect, QK fixed", "effect, QK live"],
             "path": np.arange(len(found.ended)),
             "path_name": ("path", [p.name for p in found.ended]),
             "route": [name_of(r) for r in routes],

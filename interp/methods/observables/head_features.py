@@ -35,11 +35,12 @@ class HeadFeatures(Method):
     """Feature vectors ``y = W_V W_O u`` of every head, from the weights; heads ranked by |y|.
 
     ``u = W_U n`` for the observable ``o = logits[last] · n``. Norms are passed as ``ln`` says;
-    ``E[(x·y)²] = |y|²`` for x standard normal, so |y| says how much a head could contribute,
-    whatever the prompt: no data is needed, and heads that never look where it counts are false
-    positives. With pairs of prompts, patterns and scales come from the clean run (each source
-    position weighed by its attention), |y| stands beside the measured direct effect, and MLPs get
-    vectors too. ``behind`` names nodes that the vector passes first (virtual heads). Patterns are
+    ``E[(x·y)²] = |y|²`` for x standard normal, so |y| (for an input that the norm has divided) says
+    how much a head could contribute, whatever the prompt: no data is needed, and heads that never
+    look where it counts are false positives. With pairs of prompts, patterns and scales come from
+    the clean run (each source position weighed by its attention), |y| stands beside the measured
+    direct effect, and MLPs get vectors too. ``behind`` names nodes that the vector passes first
+    (virtual heads). Patterns are
     held fixed throughout. Source: dunefsky2024observable.
     """
 
@@ -106,10 +107,13 @@ class HeadFeatures(Method):
             at = through(maps, node, at, self.treatment)
         vector = heads_free(maps, at, self.treatment, below)
         of_identity(context, maps, at, vector, self.treatment)
+        bare = self.treatment == "ignore" or maps.layer(0).norms["pre_attn"] is None
+        width = 1.0 if bare else maps.shape.d_model**0.5
         context.advance(1, 1)
         return {
             "vector": array(vector),
-            "norm": array(vector.norm(dim=-1)),
+            "length": array(vector.norm(dim=-1)),
+            "norm": array(vector.norm(dim=-1) / width),
             "gain_cosine": self._gains(maps, at, below),
         }
 
@@ -173,7 +177,9 @@ class HeadFeatures(Method):
             return
         vector = torch.stack([r.vector for r in reads], 1)
         kept.add(batch.rows, "vector", vector, signed=True)
-        kept.add(batch.rows, "norm", vector.norm(dim=-1), square=True)
+        kept.add(batch.rows, "length", vector.norm(dim=-1), square=True)
+        reach = torch.stack([r.reach for r in reads], 1)
+        kept.add(batch.rows, "norm", reach, square=True)
         turned = torch.stack([r.cosine for r in reads], 1)
         kept.add(batch.rows, "cosine", turned)
         kept.each(batch.rows, "prompt_cosine", turned)

@@ -18,6 +18,9 @@ MOST_LINES = 64
 """Pairs whose own line is looked at, where the observable differs from prompt to prompt."""
 
 
+KEPT = ("mlp_vector", "mlp_length", "mlp_norm", "g", "at", "same")
+
+
 class Mlps:
     """Gathers what MLPs stood before at the last position, then makes them linear.
 
@@ -71,9 +74,9 @@ class Mlps:
         return y.mean(0)[None], low.sum(0)[None] / count, high.sum(0)[None] / count
 
     def found(self) -> dict[str, np.ndarray]:
-        """``mlp_norm [layer]``, ``mlp_vector [layer, D]``, and g along the line."""
+        """Lengths ``[layer]``, vectors ``[layer, D]``, and g along the line ``[layer, GRID]``."""
         y, low, high = self._lines()
-        out: dict[str, list[Any]] = {k: [] for k in ("mlp_vector", "mlp_norm", "g", "at", "same")}
+        out: dict[str, list[Any]] = {k: [] for k in KEPT}
         for n in range(self.below):
             part = self.maps.layer(n)
 
@@ -86,9 +89,10 @@ class Mlps:
                 "own": high[:, n],
                 "mean": (low[:, n] + high[:, n]) / 2,
             }[self.tangent]
-            vector = mlp_at(part, y, point, self.treatment)[0]
+            vector, reach = mlp_at(part, y, point, self.treatment)
             out["mlp_vector"].append(array(vector.mean(0)))
-            out["mlp_norm"].append(float(vector.square().sum(-1).mean().sqrt()))
+            out["mlp_length"].append(float(vector.square().sum(-1).mean().sqrt()))
+            out["mlp_norm"].append(float(reach.square().mean().sqrt()))
             out["g"].append(array(seen.curve.mean(0)))
             out["at"].append(float(seen.at.mean()))
             out["same"].append(float(seen.same_sign.double().mean()))

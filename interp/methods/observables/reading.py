@@ -100,6 +100,8 @@ class HeadReads:
         total: the head's write read by the observable ``[R, H]``; share + bias where norms are
             frozen.
         cosine: of the angle its norm turns the vector by, weighed likewise ``[R, H]``.
+        reach: length of the vector for an input that the norm has divided ``[R, H]``: comparable
+            between layers.
     """
 
     vector: Tensor
@@ -107,6 +109,7 @@ class HeadReads:
     bias: Tensor
     total: Tensor
     cosine: Tensor
+    reach: Tensor
 
 
 def heads_of(maps: Maps, layer: int, at: Standing, treatment: str) -> HeadReads:
@@ -124,10 +127,24 @@ def heads_of(maps: Maps, layer: int, at: Standing, treatment: str) -> HeadReads:
     bias = (held * weight.sum(-1)).sum(1)
     total = (seen.z * z).sum((1, 3))
     norm = part.norms["pre_attn"]
+    summed = torch.einsum("rqh,rqhd->rhd", weight.sum(-1), read)
+    reach = normed_length(norm, summed, treatment)
     turned = torch.ones_like(bias)
     if norm is not None and treatment != "ignore":
         turned = _turned(norm, read, weight, whole.resid)
-    return HeadReads(vector, share, bias, total, turned)
+    return HeadReads(vector, share, bias, total, turned, reach)
+
+
+def normed_length(norm: NormMap | None, read: Tensor, treatment: str) -> Tensor:
+    """Length of a vector at a norm's output ``[…, D]``, for an input divided by its scale.
+
+    For x standard normal behind the division this is the spread of what x gives o; it leaves out
+    the length of the residual, which grows from layer to layer.
+    """
+    if norm is None or treatment == "ignore":
+        return read.norm(dim=-1)
+    v = norm.gain * read
+    return (v if treatment == "norm" else norm.centred(v)).norm(dim=-1)
 
 
 def _weighed(
@@ -167,7 +184,7 @@ def mlp_at(part: LayerMaps, y: Tensor, x0: Tensor, treatment: str) -> tuple[Tens
     """What an MLP made linear at ``x0`` ``[B, D]`` reads of y ``[B, D]``: at its residual.
 
     Returns:
-        the vector, and the gradient at what its neurons read.
+        the vector, and its length for an input that the norm has divided ``[B]``.
     """
     pre, post = part.norms["pre_mlp"], part.norms["post_mlp"]
     h = x0 if pre is None else pre.affine(x0, pre.scale(x0))
@@ -177,7 +194,8 @@ def mlp_at(part: LayerMaps, y: Tensor, x0: Tensor, treatment: str) -> tuple[Tens
     )
     slope = part.mlp_pull(h, inner)[0]
     scale = None if pre is None else pre.scale(x0)
-    return norm_pull(pre, slope, treatment, x0, scale), slope
+    length = normed_length(pre, slope, treatment)
+    return norm_pull(pre, slope, treatment, x0, scale), length
 
 
 def mlp_value(part: LayerMaps, y: Tensor, x: Tensor) -> Tensor:

@@ -91,10 +91,10 @@ def _taken(data: xr.Dataset, i: int, node: Node) -> tuple[np.ndarray, float]:
     """The vector, and the root mean square length of its prompts' vectors."""
     if node.head == MLP:
         return data["mlp_vector"].values[i, node.layer], float(
-            data["mlp_norm"].values[i, node.layer]
+            data["mlp_length"].values[i, node.layer]
         )
     return data["vector"].values[i, node.layer, node.head], float(
-        data["norm"].values[i, node.layer, node.head]
+        data["length"].values[i, node.layer, node.head]
     )
 
 

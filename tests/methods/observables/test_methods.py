@@ -133,6 +133,9 @@ def test_a_frozen_vector_reads_what_the_head_gives_the_observable(gpt2):
         y = feature_vector(data, gpt2, f"L{layer}H1")
         read = read_stage(maps, run, y.site, y.stage, gpt2.weight_hash)
         x = y.score(read)[0, 0]
+        scale = float(run.layers[layer].scales["pre_attn"][0, 0])
+        ranked = float(data["norm"][0, layer, 1])
+        assert ranked == pytest.approx(y.norm * scale, rel=1e-9), "the divisor is left out"
         bias = maps.layer(layer)
         held = bias.b_v[1] + maps.layer(layer).norms["pre_attn"].bias @ bias.w_v[1]
         u = Readout.of(maps, Observable.from_tokens([5], [9])).vector([0])
