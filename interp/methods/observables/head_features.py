@@ -74,6 +74,10 @@ class HeadFeatures(Method):
                 "The slope of the logits' soft cap is that of a prompt, and none was given.",
                 remedy="Give a task, or leave after_cap off.",
             )
+        if not self._below(maps, nodes)[0]:
+            raise UsageError(
+                f"No head writes before {nodes[-1].name}.", remedy="Take nodes of later layers."
+            )
         if task is None:
             found = self._free(maps, readouts, nodes, context)
         else:
@@ -149,7 +153,12 @@ class HeadFeatures(Method):
             context.advance(done, n)
         of_angles(context, parts, self.ln)
         out = {key: np.stack([p[key] for p in parts]) for key in parts[0]}
-        return {**out, **Mlps.together(mlps, task, context)}
+        lines = Mlps.together(mlps, task, context)
+        missing = below[0] - below[1]  # behind an MLP stand its own layer's heads, and no MLP
+        for key in set(lines) - {"mix"} if missing else ():
+            room = [(0, 0), (0, missing)] + [(0, 0)] * (lines[key].ndim - 2)
+            lines[key] = np.pad(lines[key], room, constant_values=np.nan)
+        return {**out, **lines}
 
     def _standing(
         self, maps: Maps, batch: Batch, readout: Readout, nodes: tuple[Node, ...]

@@ -174,6 +174,16 @@ def test_without_a_task_vectors_come_from_the_weights_alone(gpt2):
         measured(HeadFeatures(observable="#5 / #9", behind="MLP3"), gpt2, None)
 
 
+def test_behind_an_mlp_stand_its_own_layers_heads_and_before_the_first_head_nothing(gpt2, pairs):
+    spec = HeadFeatures(observable="#5 / #9", behind="MLP2")
+    data, _ = measured(spec, gpt2, pairs)
+    assert data["norm"].shape == (1, 3, 6) and np.isnan(data["mlp_norm"].values[0, 2])
+    assert np.isfinite(data["mlp_norm"].values[0, :2]).all() and "direct_effect" not in data
+    for task in (pairs, None):
+        with pytest.raises(UsageError, match="No head writes"):
+            measured(HeadFeatures(observable="#5 / #9", behind="L0H1"), gpt2, task)
+
+
 def test_an_observable_that_moves_with_all_logits_is_flagged(gpt2):
     _, checks = measured(HeadFeatures(observable="#5 #7 / #9"), gpt2, None)
     assert not checks["centred"].passed
