@@ -85,6 +85,7 @@ def test_every_page_opens_in_both_themes_with_readable_text_and_labelled_inputs(
 
 def test_the_theme_switch_repaints_the_figure_and_survives_a_reload(page, workbench):
     visit(page, workbench, "/run/{plain}")
+    page.wait_for_selector(".frame .js-plotly-plot .heatmaplayer image")
     scale = "() => document.querySelector('.js-plotly-plot').data[0].colorscale[2][1]"
     page.wait_for_selector(".js-plotly-plot")
     before = page.evaluate(scale)
@@ -298,7 +299,7 @@ def test_a_prompt_of_512_tokens_is_drawn_and_walked(page, workbench):
     visit(page, workbench, "/run/{long}")
     page.wait_for_selector(".frame .js-plotly-plot .heatmaplayer image")
     assert 10 < len(ticks(page)) <= 64
-    assert "0 to 2 are the same in both prompts" in page.inner_text(".gtitle-subtitle")
+    assert "0 to 2 are the same in both prompts" in page.text_content(".gtitle-subtitle")
     shown = "() => document.querySelector('.js-plotly-plot')._fullLayout.xaxis.range.map(Number)"
     assert page.evaluate(shown) == [-0.5, 66.5]
     page.focus(".frame .grid-layer")
@@ -312,6 +313,7 @@ def test_a_prompt_of_512_tokens_is_drawn_and_walked(page, workbench):
 
 def test_colours_and_their_scale_are_chosen_kept_in_the_link_and_hidden_where_idle(page, workbench):
     visit(page, workbench, "/run/{plain}")
+    page.wait_for_selector(".frame .js-plotly-plot .heatmaplayer image")
     scale = "() => document.querySelector('.js-plotly-plot')._fullData[0]"
     before = page.evaluate(scale + ".colorscale[0][1]"), page.evaluate(scale + ".zmax")
     page.get_by_role("textbox", name="Colours").click()
