@@ -119,6 +119,13 @@ MODELS: dict[str, Card] = {
         "GPT2LMHeadModel",
         folder="hops",
     ),
+    "hops-trained": Card(
+        "hops-trained",
+        "pointer chains of one to four hops, trained, with layers to spare",
+        "Does a trained network use more layers for questions of more steps?",
+        "GPT2LMHeadModel",
+        folder="hops-trained",
+    ),
     "digits-mlp": Card(
         "digits-mlp",
         "small network that reads 8 × 8 digits",
@@ -205,7 +212,15 @@ MODELS: dict[str, Card] = {
 }
 """The shipped models by name."""
 
-DICTIONARIES: dict[str, Card] = {}
+DICTIONARIES: dict[str, Card] = {
+    "ioi-sae": Card(
+        "ioi-sae",
+        "sparse autoencoders of zoo:ioi, one a layer",
+        "Which directions of the residual stream stand for something by themselves?",
+        DICTIONARY,
+        folder="ioi-sae",
+    ),
+}
 """The shipped dictionaries: no models, but what methods with features take beside one."""
 
 
