@@ -67,17 +67,17 @@ def work_of(args: argparse.Namespace) -> dict[str, tuple[Callable[[], Any], floa
     return found
 
 
+def say(text: str) -> None:
+    """Tell progress."""
+    sys.stderr.write(text + "\n")
+
+
 def main(words: list[str] | None = None) -> int:
     """Measure and tell."""
     args = parse(words)
     facts = machine(torch.device("cpu"))
     interp.load_model(WARM, backend=args.backend)
-    timings = interleave(
-        work_of(args),
-        args.rounds,
-        torch.device("cpu"),
-        lambda t: sys.stderr.write(t + "\n") and None,
-    )
+    timings = interleave(work_of(args), args.rounds, torch.device("cpu"), say)
     data: dict[str, Any] = {
         "backend": args.backend, "rounds": args.rounds, "machine": facts,
         "seconds": {ref: t.median for ref, t in timings.items()},

@@ -71,8 +71,8 @@ def make(
     spent = time.process_time() - before
     files = tokenizer_files(words.words, module.shape.context)
     size = write_checkpoint(out, module.checkpoint(), module.shape.config(), files)
-    found = scores(forward(module), reader(module.shape, words), SPLITS)
-    shape = module.shape
+    shape: Any = module.shape
+    found = scores(forward(module), reader(shape, words), SPLITS)
     card = {
         "name": name,
         "title": TITLES[name],
