@@ -151,6 +151,11 @@ def _scaled_with(view: View, name: str) -> np.ndarray:
 
 def _limit(view: View, name: str, cells: grids.Cells) -> None:
     """Set the colour limits that the chosen scale asks for."""
+    low, high = (view.data[name].attrs.get(k) for k in ("low", "high"))
+    if view.scale == "own" and high is not None:
+        # a quantity with ends of its own: maps of it compare at sight, what lies beyond is marked
+        cells.limit, cells.clipped = float(high), True
+        cells.low = None if low is None else float(low)
     if view.scale == "own":
         return
     every = _scaled_with(view, name)

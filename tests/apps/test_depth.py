@@ -57,6 +57,7 @@ def pages(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> Any:
 
     monkeypatch.setattr(depth, "bench", lambda: bench)
     monkeypatch.setattr(depth, "dark_now", lambda: False)
+    monkeypatch.setattr(depth, "link", lambda path, **_: path)
     return depth
 
 

@@ -164,12 +164,12 @@ class LayerImportance(Method):
             if drops
             else np.zeros((2, 1))
         )
-        pairs = np.stack([np.broadcast_to(delta[:n], scores.shape), scores], 1)
+        pairs = np.stack([_ranks(np.broadcast_to(delta[:n], scores.shape)), _ranks(scores)], 1)
         arrays: dict[str, Any] = {
             "delta_loss": (("component",), delta[:n], attrs("loss without it, less the model's",
                                                             "nat", 1)),
-            "scatter": (("score", "measure", "component"), pairs,
-                        attrs("measured change of the loss beside the score", signed=1)),
+            "scatter": (("component", "measure", "score"), pairs.transpose(2, 1, 0),
+                        attrs("rank by measured loss and by score (0 can go first)", "rank")),
             "spearman": (("score",), rho, attrs("Spearman's correlation of score and loss",
                                                 signed=1)),
             "importance": (("score", "component"), scores, attrs("score (higher: keep)", signed=1)),
@@ -189,7 +189,7 @@ class LayerImportance(Method):
             )
         coords: dict[str, Any] = {
             "component": np.arange(n), "component_name": ("component", names),
-            "score": list(SCORES), "measure": ["change of the loss (nat)", "score"],
+            "score": list(SCORES), "measure": ["by measured loss", "by score"],
             "bound": ["low", "high"], "drop": np.arange(drops + 1),
         }  # fmt: skip
         order = [", ".join(names[parts.index(p)] for p in o) for o in orders]
@@ -213,6 +213,11 @@ def without(model: HookedModel, gone: tuple[Part, ...], halves: bool = False) ->
         else:
             out += [(part,) for part in left]
     return tuple(out)
+
+
+def _ranks(values: np.ndarray) -> np.ndarray:
+    """Ranks along the last axis from 0, ties shared; NaN stays."""
+    return stats.rankdata(values, axis=-1, nan_policy="omit") - 1
 
 
 def _spearman(scores: np.ndarray, delta: np.ndarray) -> np.ndarray:
