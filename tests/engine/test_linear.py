@@ -143,7 +143,8 @@ def test_attention_that_hides_its_softmax_is_expanded(net):
     net, x = hard(net()), torch.randn(1, 5, 8, dtype=torch.float64)
     frozen = freeze(net, x)
     assert gap(frozen) <= TIGHT
-    assert float((frozen.value - net(x)).abs().max()) == 0
+    # a transposed batch is multiplied by other kernels where a gradient is wanted
+    assert torch.allclose(frozen.value, net(x), rtol=1e-13, atol=1e-14)
     assert gap(freeze(net, x, without={"multi_head_attention_forward"})) > 1e-4
     assert gap(freeze(net, x, attn="grad")) > 1e-4
 
@@ -235,7 +236,7 @@ def test_a_folded_batch_norm_gives_the_same_map_and_one_source_for_both():
             conv.weight.mul_(k[:, None, None, None])
             conv.bias.copy_((conv.bias - norm.running_mean) * k + norm.bias)
     folded.norm1, folded.norm2 = nn.Identity(), nn.Identity()
-    a, b = freeze(net, x), freeze(folded, x)
+    a, b = freeze(net, x), freeze(folded.eval(), x)
     assert [s.name for s in a.sources] == ["conv1 bias + norm1", "conv2 bias + norm2", "head bias"]
     v = a.one_hots(range(5))
     for left, right in zip(a.pulls(v), b.pulls(v), strict=True):
@@ -285,6 +286,7 @@ def test_another_input_through_the_frozen_network_is_f_times_it_plus_r(unit, mea
     net[2] = {"relu": nn.ReLU(), "gelu": nn.GELU(), "silu": nn.SiLU(), "sigmoid": nn.Sigmoid()}[
         unit
     ]
+    net.eval()
     layers = [
         ("conv", net[0].weight.tolist(), net[0].bias.tolist()),
         ("norm", net[1].weight.tolist(), net[1].bias.tolist(), net[1].eps),

@@ -180,6 +180,17 @@ class Frozen:
         gap = self.value - self.linear_part() - self.remainders()
         return gap.abs().reshape(self.rows, -1).amax(1)
 
+    def row_gap(self, generator: torch.Generator) -> Tensor:
+        """|v·f - (Fᵀv)·x₀ - Σ_s v·r_s| for a random v, each input by itself, ``[batch]``.
+
+        Unlike ``completeness`` it fails where sources of one input are counted for another.
+        """
+        v = torch.randn(self.y.shape, generator=generator, dtype=torch.float64).to(self.value)
+        back, shares = self.pulls(v[None])
+        votes = (back[0] * self.x.detach()).reshape(self.rows, -1).sum(1)
+        whole = (v * self.value).reshape(self.rows, -1).sum(1)
+        return (whole - votes - shares[0].sum(1)).abs()
+
     def adjoint(self, generator: torch.Generator) -> float:
         """|⟨F u, v⟩ - ⟨u, Fᵀ v⟩| over ‖F u‖ ‖v‖ for random u, v; the largest of the batch."""
 

@@ -14,6 +14,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from interp.engine.gradients.ruleset import RuleSet, rule_set
 from interp.engine.linear.freezing import Freezing
 from interp.engine.linear.frozen import Frozen
+from interp.engine.linear.names import ATTENTION
 from interp.engine.linear.sources import Book
 from interp.models.elementary import ELEMENTARY
 from interp.terms import InterpError, UsageError, unknown_name
@@ -65,7 +66,7 @@ def freeze(
     """
     chosen, ends = rule_set(rules, **changes), ends or Ends()
     _refuse_training(module)
-    with _attention(chosen), torch.enable_grad():
+    with _attention(chosen, without), torch.enable_grad():
         honest = _honest(module, ends.stop, inputs)
         value, mode, x, y = _run(module, inputs, chosen, ends, without, declared or {})
     gap = float((honest.double() - value.double()).abs().max())
@@ -102,12 +103,20 @@ def freeze_rows(module: nn.Module, inputs: Tensor, tolerance: float, **how: Any)
     """
     try:
         whole = freeze(module, inputs, **how)
-        size = whole.value.abs().reshape(whole.rows, -1).amax(1).clamp_min(1e-30)
-        if len(inputs) == 1 or bool((whole.completeness() <= tolerance * size).all()):
-            return [whole]
     except _MixedBatchError:
         whole = None
+    if whole is not None and (len(inputs) == 1 or _told_apart(whole, tolerance)):
+        return [whole]
     return [freeze(module, inputs[i : i + 1], **how) for i in range(len(inputs))]
+
+
+def _told_apart(frozen: Frozen, tolerance: float) -> bool:
+    """Whether each input's sources are its own: row by row, or no worse than all together."""
+    flat = frozen.value.abs().reshape(frozen.rows, -1)
+    size = (flat.amax(1) * flat.shape[1] ** 0.5).clamp_min(1e-30)
+    mine = frozen.row_gap(torch.Generator().manual_seed(0)) / size
+    whole = frozen.completeness() / flat.amax(1).clamp_min(1e-30)
+    return bool((mine <= tolerance).all()) or not bool((whole <= tolerance).all())
 
 
 def _refuse_training(module: nn.Module) -> None:
@@ -138,9 +147,9 @@ def _honest(module: nn.Module, stop: str, inputs: Any) -> Tensor:
     return _stopped_at(module, stop, inputs).detach()
 
 
-def _attention(rules: RuleSet) -> contextlib.AbstractContextManager[Any]:
+def _attention(rules: RuleSet, without: Collection[str]) -> contextlib.AbstractContextManager[Any]:
     """Attention that is left as it is must be differentiable twice, for F·u."""
-    if rules.attn != "grad":
+    if rules.attn != "grad" and not set(without) & ATTENTION:
         return contextlib.nullcontext()
     return sdpa_kernel(SDPBackend.MATH)
 
