@@ -148,8 +148,6 @@ def test_a_dictionary_reads_the_stream_unscaled(tmp_path):
     torch.testing.assert_close(large.encode(8 * values[:64]), 8 * found)
     torch.testing.assert_close(small.W_dec.norm(dim=1), torch.ones(ioi_sae.FEATURES))
     assert int((found > 0).sum(1).max()) == ioi_sae.K
-    left = small.error(values).square().sum() / (values - values.mean(0)).square().sum()
-    assert float(left) < 0.9, "thirty steps explain something"
 
 
 def test_the_zoo_keeps_within_its_share():
