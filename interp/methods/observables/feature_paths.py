@@ -214,16 +214,31 @@ class FeaturePaths(Method):
             "value": (("path", "prompt"), values, "logit", "attribution in each prompt", 1),
             "o": (("side", "prompt"), np.stack(o), "logit", "the observable", 1),
         }  # fmt: skip
+        rows |= self._prefixes(found, what)
+        coords = self._coords(maps, found, rows, routes, names, len(goal))
+        return dataset(rows, coords, **self._facts(maps, run, found))
+
+    def _prefixes(self, found: Found, what: str) -> Rows:
+        """The prefixes that were followed, with their vectors."""
         prefixes = found.prefixes[: self.width]
-        if prefixes:
-            rows["prefix_score"] = (
+        if not prefixes:
+            return {}
+        return {
+            "prefix_score": (
                 ("prefix",), np.array([p.value.mean() for p in prefixes]), "logit",
                 f"value of the prefixes that were followed ({what})", 1,
-            )  # fmt: skip
-            rows["prefix_vector"] = (
+            ),
+            "prefix_vector": (
                 ("prefix", "d_model"), np.stack([array(p.y).mean(0) for p in prefixes]),
                 "logit per unit", "feature vector where each prefix ends, mean over prompts", 1,
-            )  # fmt: skip
+            ),
+        }  # fmt: skip
+
+    def _coords(
+        self, maps: Maps, found: Found, rows: Rows, routes: Any, names: list[str], n: int
+    ) -> dict[str, Any]:
+        """Names of paths, routes, prefixes and nodes."""
+        prefixes = found.prefixes[: self.width]
         coords: dict[str, Any] = {
             "evidence": ["attribution", "effect, QK fixed", "effect, QK live"],
             "path": np.arange(len(found.ended)),
@@ -233,7 +248,7 @@ class FeaturePaths(Method):
             "prefix_name": ("prefix", [p.name for p in prefixes]),
             "prefix_layer": ("prefix", [p.steps[-1][0].layer for p in prefixes]),
             "src": names, "dst": names, "side": ["clean", "corrupt"],
-            "prompt": np.arange(len(goal)), "layer": np.arange(maps.shape.n_layers),
+            "prompt": np.arange(n), "layer": np.arange(maps.shape.n_layers),
             "measure": ["effect, QK fixed", "attribution"],
         }  # fmt: skip
         verified = rows.get("verified")
@@ -241,7 +256,7 @@ class FeaturePaths(Method):
             count = verified[1].shape[1]
             coords["cell"] = np.arange(count)
             coords["cell_name"] = ("cell", [p.name for p in found.ended[:count]])
-        return dataset(rows, coords, **self._facts(maps, run, found))
+        return coords
 
     def _verified(self, found: Found, effects: np.ndarray, values: np.ndarray) -> Rows:
         count = min(self.verify, len(found.ended))
