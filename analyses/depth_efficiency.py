@@ -21,7 +21,7 @@ from typing import Any
 import interp
 
 HERE = Path(__file__).resolve().parent
-PAIRS = "ioi:n=48,seed=0"
+PAIRS = "ioi:n=24,seed=0"
 SHIPPED = [("zoo:deep", PAIRS), ("zoo:shallow", PAIRS), ("zoo:ioi", PAIRS)]
 HOPS = ("zoo:hops", "zoo:hops-trained")
 MAPS = ("zoo:shallow", "zoo:deep", "ioi:n=400,seed=0")
