@@ -123,7 +123,7 @@ def looped_skips(problem: Problem) -> dict[str, np.ndarray]:
 
 
 def looped_erasures(problem: Problem) -> dict[str, np.ndarray]:
-    """Whole forwards of a batch of rows a position, one row a layer, as many as interp's own."""
+    """Whole forwards, unembedded whole, of a batch of rows a position, one row a layer."""
     blocks, L = problem.blocks, problem.layers
     away = []
     with torch.no_grad():
@@ -133,7 +133,9 @@ def looped_erasures(problem: Problem) -> dict[str, np.ndarray]:
             for layer, block in enumerate(blocks.layers):
                 rows[1 + layer, :, t] = problem.means[layer]
                 rows = layer_step(block, rows.flatten(0, 1))[2].view(rows.shape)
-            away.append(output_distances(blocks, rows[0], rows[1:], np.full(L, t)))
+            found = output_distances(blocks, rows[0], rows[1:], np.zeros(L, dtype=int))
+            found[:, :, :t] = np.nan
+            away.append(found)
     return {"away": np.stack(away, 1)}
 
 

@@ -52,13 +52,14 @@ class _Clean:
             self.resid.append(x)
             self.keys.append(k)
             self.values.append(v)
-            x = _behind(block, flat, block.attend(q, k, v, self.position)).view_as(x)
+            z = block.attend(q, k, v, self.position).flatten(0, 1)
+            x = _behind(block, flat, z).view_as(x)
         self.last = x
 
 
-def _behind(block: Any, x_ND: Tensor, z_RTHE: Tensor) -> Tensor:
+def _behind(block: Any, x_ND: Tensor, z_NHE: Tensor) -> Tensor:
     """The next residual of packed tokens, from what their heads gave."""
-    attn = block.add_attn(block.attn_sum(z_RTHE.flatten(0, 1)))
+    attn = block.add_attn(block.attn_sum(z_NHE))
     mid = x_ND + attn
     return mid + mlp_of(block, x_ND if block.parallel else mid)
 
@@ -79,27 +80,43 @@ class Rows:
         """Add a row ``[B, S, D]``."""
         self.held.append(row)
 
-    def through(self, layer: int) -> None:
-        """Run a layer over all rows."""
-        if not self.held:
-            return
-        clean, t = self.clean, self.start
-        block, n = clean.blocks.layers[layer], len(self.held)
-        rows = torch.stack(self.held + [self.held[0]] * (-n % self.tile))
-        R, B, S, D = rows.shape
-        own = clean.position[t:]
-        flat = rows.view(R * B * S, D)
-        q, k, v = (s.unflatten(0, (R * B, S)) for s in block.qkv(flat, own.repeat(R * B)))
-        if t:
-            k = torch.cat([_shared(clean.keys[layer][:, :t], R), k], 1)
-            v = torch.cat([_shared(clean.values[layer][:, :t], R), v], 1)
-        out = _behind(block, flat, block.attend(q, k, v, own)).view(R, B, S, D)
-        self.held = list(out[:n])
+    def stacked(self) -> Tensor:
+        """All rows in whole tiles, ``[R, B, S, D]``."""
+        return torch.stack(self.held + [self.held[0]] * (-len(self.held) % self.tile))
+
+    def keep(self, out_RBSD: Tensor) -> None:
+        """The rows behind a layer, padding left out."""
+        self.held = list(out_RBSD[: len(self.held)])
 
     @property
     def tile(self) -> int:
         """Rows come in whole tiles in 16-bit dtypes."""
         return TILE if self.clean.last.element_size() < 4 else 1
+
+
+def through(clean: _Clean, layer: int, packs: Sequence[Rows]) -> None:
+    """Run a layer over all rows of several positions: products together, attention apart."""
+    packs = [p for p in packs if p.held]
+    if not packs:
+        return
+    block: Any = clean.blocks.layers[layer]
+    rows = [p.stacked() for p in packs]
+    sizes = [r.shape[0] * r.shape[1] * r.shape[2] for r in rows]
+    flat = torch.cat([r.flatten(0, 2) for r in rows])
+    own = [clean.position[p.start :] for p in packs]
+    places = [o.repeat(r.shape[0] * r.shape[1]) for o, r in zip(own, rows, strict=True)]
+    parts = [x.split(sizes) for x in block.qkv(flat, torch.cat(places))]
+    found = []
+    for pack, r, at, *qkv in zip(packs, rows, own, *parts, strict=True):
+        n, t = r.shape[0], pack.start
+        q, k, v = (x.unflatten(0, (n * r.shape[1], r.shape[2])) for x in qkv)
+        if t:
+            k = torch.cat([_shared(clean.keys[layer][:, :t], n), k], 1)
+            v = torch.cat([_shared(clean.values[layer][:, :t], n), v], 1)
+        found.append(block.attend(q, k, v, at).flatten(0, 1))
+    out = _behind(block, flat, torch.cat(found))
+    for pack, r, piece in zip(packs, rows, out.split(sizes), strict=True):
+        pack.keep(piece.view_as(r))
 
 
 def _shared(x_BSKE: Tensor, rows: int) -> Tensor:
@@ -114,6 +131,7 @@ def erase(
     mode: str,
     *,
     boundaries: Sequence[int] | None = None,
+    at_once: int = 4096,
     on_target: Callable[[float], None] = lambda share: None,
 ) -> Erasure:
     """Erase H_l at each position of ``targets`` and every boundary l.
@@ -125,6 +143,7 @@ def erase(
         targets: positions.
         mode: one of ``MODES``.
         boundaries: layers before which a residual is erased (default all).
+        at_once: tokens that run together, of as many positions as fit.
         on_target: told the share that is done.
     """
     with torch.no_grad():
@@ -132,27 +151,45 @@ def erase(
         L = len(blocks.layers)
         chosen = list(range(L)) if boundaries is None else list(boundaries)
         (B, T), away = tokens.shape, []
-        null = 0.0
-        for number, t in enumerate(targets):
-            start = 1 if mode == "before" else t
-            gone = slice(0, t - start if mode == "before" else 1)
-            rows = Rows(clean, start)
+        null, done = 0.0, 0
+        for group in _groups(targets, (len(chosen) + 1) * B, T, mode, at_once):
+            packs = [Rows(clean, 1 if mode == "before" else t) for t in group]
             for layer in range(L):
-                if layer == chosen[0]:
-                    rows.join(clean.resid[layer][:, start:].clone())
-                if layer in chosen:
-                    row = clean.resid[layer][:, start:].clone()
-                    row[:, gone] = means[layer].to(row)
-                    rows.join(row)
-                rows.through(layer)
-            seen = {"single": t, "later": t + 1, "before": t}[mode] - start
-            last = torch.stack(rows.held)
-            found = np.full((len(last), B, T), np.nan)
-            found[:, :, start:] = output_distances(
-                blocks, clean.last[:, start:], last, np.full(len(last), seen)
-            )
-            away.append(found[1:])
-            known = found[0][np.isfinite(found[0])]
-            null = max(null, float(known.max(initial=0.0)))
-            on_target((number + 1) / len(targets))
+                for t, rows in zip(group, packs, strict=True):
+                    if layer == chosen[0]:
+                        rows.join(clean.resid[layer][:, rows.start :].clone())
+                    if layer in chosen:
+                        row = clean.resid[layer][:, rows.start :].clone()
+                        gone = t - rows.start if mode == "before" else 1
+                        row[:, :gone] = means[layer].to(row)
+                        rows.join(row)
+                through(clean, layer, packs)
+            for t, rows in zip(group, packs, strict=True):
+                seen = (t + 1 if mode == "later" else t) - rows.start
+                last = torch.stack(rows.held)
+                found = np.full((len(last), B, T), np.nan)
+                found[:, :, rows.start :] = output_distances(
+                    blocks, clean.last[:, rows.start :], last, np.full(len(last), seen)
+                )
+                away.append(found[1:])
+                known = found[0][np.isfinite(found[0])]
+                null = max(null, float(known.max(initial=0.0)))
+                done += 1
+                on_target(done / len(targets))
     return Erasure(np.stack(away, 1), null)
+
+
+def _groups(
+    targets: Sequence[int], rows: int, length: int, mode: str, at_once: int
+) -> list[list[int]]:
+    """Positions whose rows run together."""
+    out: list[list[int]] = []
+    held = 0
+    for t in targets:
+        size = rows * (length - (1 if mode == "before" else t))
+        if not out or held + size > at_once:
+            out.append([])
+            held = 0
+        out[-1].append(t)
+        held += size
+    return out
