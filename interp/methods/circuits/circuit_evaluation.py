@@ -21,6 +21,7 @@ from interp.terms import (
     Edit,
     HookedModel,
     Method,
+    ModelShape,
     PromptPairs,
     ResultRef,
     Site,
@@ -304,7 +305,7 @@ class _Work:
         self.writers, self.readers = writers, readers
         out: dict[str, Any] = {}
         for axis, sites in (("src", writers), ("dst", readers)):
-            out[axis] = [str(s) for s in sites]
+            out[axis] = [label(s, self.model.shape) for s in sites]
             out[f"{axis}_layer"] = (axis, [-1 if s.layer is None else s.layer for s in sites])
             out[f"{axis}_head"] = (axis, [-1 if s.head is None else s.head for s in sites])
             out[f"{axis}_input"] = (axis, [s.kind for s in sites])
@@ -317,7 +318,7 @@ class _Work:
         enters = np.full((len(row), len(column)), np.nan)
         for k, some in reversed(list(zip(self.spec.fractions, self.curves["size"], strict=True))):
             for u, v in some[0]:
-                enters[row[u], column[v]] = k
+                enters[row[u], column[v]] = -math.log10(k) + 0.0
         loss = np.full_like(enters, np.nan)
         if self.singles:
             whole = self._share([self.examined])[0]
@@ -326,7 +327,13 @@ class _Work:
                 loss[row[u], column[v]] = whole - share
         share = f"{self.spec.examined:g}"
         return {
-            "enters_at": (("src", "dst"), enters, "1", "smallest share that has the edge", 0),
+            "enters": (
+                ("src", "dst"),
+                enters,
+                "powers of ten",
+                "how early the edge enters (−log10 of the smallest share that has it)",
+                0,
+            ),
             "minimality": (("src", "dst"), loss, "1", f"f lost without the edge, at {share}", 1),
         }
 
@@ -340,6 +347,17 @@ class _Work:
         return {"incompleteness": (("draw",), np.abs(less - rest), "1", words, 0)}
 
 
+def label(site: Site, shape: ModelShape) -> str:
+    """``embed``, ``L0H1``, ``L3H1.q``, ``L3KV0.k`` where key/value heads are shared, ``MLP2``."""
+    if site.kind in ("embed", "logits"):
+        return site.kind
+    if site.kind == "mlp_out":
+        return f"MLP{site.layer}"
+    shared = site.kind in ("k", "v") and shape.n_kv_heads < shape.n_heads
+    tail = "" if site.kind == "z" else f".{site.kind}"
+    return f"L{site.layer}{'KV' if shared else 'H'}{site.head}{tail}"
+
+
 def trapezoid(values: np.ndarray, at: Sequence[float]) -> float:
     """Area under a curve by trapezoids, from the first point on."""
     return float(np.trapezoid(values, np.asarray(at)))
@@ -347,7 +365,7 @@ def trapezoid(values: np.ndarray, at: Sequence[float]) -> float:
 
 def circuit_at(data: xr.Dataset, fraction: float, shape: Any) -> Circuit:
     """The circuit of a size (by size of score) out of an evaluation's arrays."""
-    enters = data["enters_at"].transpose("src", "dst").values
+    enters = data["enters"].transpose("src", "dst").values
     src, dst = (sites_of(data, axis) for axis in ("src", "dst"))
-    kept = np.argwhere(enters <= fraction + 1e-12)
+    kept = np.argwhere(enters >= -math.log10(fraction) - 1e-9)
     return Circuit(shape, frozenset((src[i], dst[j]) for i, j in kept))
