@@ -264,7 +264,7 @@ def parse(words: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--shape", choices=SHAPES, default="gpt2")
     parser.add_argument("--prompts", type=int, default=2, help="prompts of one batch")
     parser.add_argument("--tokens", type=int, default=32, help="tokens a prompt")
-    parser.add_argument("--every", type=int, default=4, help="erase every so many positions")
+    parser.add_argument("--every", type=int, default=2, help="erase every so many positions")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--traces", type=int, default=6, help="nnsight traces to time; 0 for none")
     parser.add_argument("--dtype", choices=TOLERANCE, default="float32")
@@ -288,7 +288,7 @@ def main(words: list[str] | None = None) -> int:
         sys.stderr.write(text + "\n")
 
     found = measure(args, say)
-    found["options"] = {k: str(v) if isinstance(v, Path) else v for k, v in vars(args).items()}
+    found["options"] = {k: v for k, v in vars(args).items() if k != "out"}
     text = page(found)
     if not args.quick:
         write(f"depth-{args.shape}-cpu-{args.dtype}", found, text, args.out)
