@@ -156,12 +156,6 @@ def test_transformers_votes_are_of_tokens_and_pairs_name_their_answers(nets):
     assert gains.dims == ("prompt", "layer") and float(gains.min()) > 0.1
 
 
-def test_half_precision_is_taken_as_float32(nets):
-    result = measured(nets("ioi", "bfloat16"), "ioi:n=1")
-    assert check_of(result, "completeness").value < 1e-4
-    assert check_of(result, "frozen_forward").value < 0.1
-
-
 def test_a_cancelled_run_goes_on_and_ends_the_same(nets):
     model = nets("digits-sr")
     task = interp.load_task("scenes:n=3", model)
