@@ -52,8 +52,10 @@ class Plan:
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """One thread inside: these matrices are too small for two, and the bits are then the same
-    on every machine of a kind."""
+    """One thread inside: these matrices are too small for two.
+
+    The bits are then the same on every machine of a kind.
+    """
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
