@@ -192,9 +192,14 @@ class Holdings:
 
     def welcome_state(self) -> tuple[str | None, str | None]:
         """(run, job) of the first page's grid; both None where there is neither."""
-        if self.first and (row := self.job(self.first)):
-            return (row.get("run_id") if row["state"] == "done" else None), self.first
-        return self.welcomed(), None
+        row = self.job(self.first) if self.first else None
+        if row is None:
+            return self.welcomed(), None
+        if row["state"] != "done":
+            return None, self.first
+        run_id = row.get("run_id")
+        there = any(run_id == known.id for known in self.store.list())
+        return (run_id, self.first) if there else (self.welcomed(), None)
 
     def welcomed(self) -> str | None:
         """The stored run of the first page's grid, None where there is none."""

@@ -193,10 +193,13 @@ def _words(
 
 
 def side_of(tokens: Mapping[str, Any], picked: Mapping[str, Any], array: xr.DataArray) -> str:
-    """Which prompts label the axis: the picked side, else clean, else whatever there is."""
+    """Which prompts label the axis: the picked side, the one the axis names, clean, or any."""
     side = picked.get("side")
     if side is not None and tokens.get(side):
         return str(side)
+    named = [array[d].attrs.get("tokens") for d in array.dims if d in array.coords]
+    if told := next((n for n in named if n and tokens.get(n)), None):
+        return str(told)
     for known in ("clean", "texts", "tokens", "prompt"):
         if tokens.get(known):
             return known

@@ -6,12 +6,12 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from interp.terms import PromptPairs, TaskError
+from interp.terms.pairing import check_words
 
 if TYPE_CHECKING:
     from interp.terms import HookedModel
 
 ID_COLUMNS = ("correct_idx", "incorrect_idx")
-UNKNOWN = frozenset({"<unk>", "[UNK]", "<|unk|>"})
 Cells = Mapping[str, Any]
 
 
@@ -36,7 +36,7 @@ def pair_of(
     }
     try:
         if all(isinstance(x, str) for x in (*prompts, *right, *wrong)):
-            _check_words(prompts + right + wrong, model)
+            check_words(prompts + right + wrong, model.tokenizer)
             given = [x[0] if answer_form == "span" and x else x for x in (right, wrong)]
             texts: list[Any] = [[x] for x in (*prompts, *given)]
             return PromptPairs.from_text(*texts, model=model, bos=bos, **fields)
@@ -80,23 +80,6 @@ def _answers(cells: Cells, columns: Mapping[str, str]) -> tuple[list[Any], list[
             raise ValueError(f"its {ours} answer is neither text nor token id")
         out.append(values)
     return out[0], out[1]
-
-
-def _check_words(texts: list[Any], model: HookedModel) -> None:
-    """See that no word becomes the tokenizer's unknown token: the model could not tell it apart."""
-    tokenizer = model.tokenizer
-    if tokenizer is None:
-        return
-    for text in dict.fromkeys(texts):
-        if not set(tokenizer.texts(tokenizer.encode(text, bos=False))) & UNKNOWN:
-            continue
-        lost = [
-            w
-            for w in text.split()
-            if set(tokenizer.texts(tokenizer.encode(w, bos=False))) & UNKNOWN
-        ]
-        words = ", ".join(map(repr, lost[:4] or [text]))
-        raise ValueError(f"the model's vocabulary lacks {words}")
 
 
 def _id(value: Any) -> int:

@@ -160,6 +160,10 @@ class PromptPairs:
         """Number of tokens of each clean prompt."""
         return tuple(map(len, self.clean))
 
+    def base_lengths(self, direction: str) -> tuple[int, ...]:
+        """Number of tokens of each base prompt: corrupt in denoising, clean in noising."""
+        return self.lengths if direction == "noising" else tuple(map(len, self.corrupt))
+
     def first_difference(self) -> np.ndarray:
         """Per prompt the first position where clean and corrupt differ, shape ``[prompt]``."""
         out = []
@@ -180,8 +184,8 @@ class PromptPairs:
         return dict(sorted(found.items()))
 
     def aligned(self) -> bool:
-        """Whether a position means the same in every prompt (equal lengths throughout)."""
-        return len(set(self.lengths)) == 1
+        """Whether a position means the same in every prompt (equal lengths on each side)."""
+        return len(set(self.lengths)) == 1 and len(set(map(len, self.corrupt))) == 1
 
     def hash(self) -> str:
         """sha256 of what is measured: tokens, answers, slots, templates, span map."""

@@ -16,6 +16,29 @@ def _listed(texts: Sequence[Any] | str) -> list[Any]:
     return [texts] if isinstance(texts, str) else list(texts)
 
 
+UNKNOWN = frozenset({"<unk>", "[UNK]", "<|unk|>"})
+
+
+def check_words(texts: Sequence[Any], tokenizer: Tokenizer | None) -> None:
+    """See that no word becomes the tokenizer's unknown token: the model could not tell it apart.
+
+    Raises:
+        ValueError: with the words that the vocabulary lacks.
+    """
+    if tokenizer is None:
+        return
+    for text in dict.fromkeys(t for t in texts if isinstance(t, str)):
+        if not set(tokenizer.texts(tokenizer.encode(text, bos=False))) & UNKNOWN:
+            continue
+        lost = [
+            w
+            for w in text.split()
+            if set(tokenizer.texts(tokenizer.encode(w, bos=False))) & UNKNOWN
+        ]
+        words = ", ".join(map(repr, lost[:4] or [text]))
+        raise ValueError(f"the model's vocabulary lacks {words}")
+
+
 def _answer_tokens(tokenizer: Tokenizer, text: str, form: str) -> tuple[int, ...]:
     """Token ids of one answer; a ValueError says how to mend an answer of several tokens."""
     ids = tuple(tokenizer.encode(text, bos=False))
@@ -77,6 +100,8 @@ def pairs_from_text(
     kept: list[int] = []
     for i, (a, b, r, w) in enumerate(zip(*texts, strict=True)):
         try:
+            answers = [x for c in (r, w) for x in ([c] if isinstance(c, str) else c)]
+            check_words([a, b, *answers], tokenizer)
             ids = (tuple(tokenizer.encode(a, bos=bos)), tuple(tokenizer.encode(b, bos=bos)))
             answers = (_answers(tokenizer, r, answer_form), _answers(tokenizer, w, answer_form))
             span = (fields.get("span_map") or [None] * len(texts[0]))[i]

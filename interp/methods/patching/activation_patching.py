@@ -173,7 +173,7 @@ class ActivationPatching(Method):
             neurons, estimates = self._chosen(model, task, context)
             grids, book = self._grids(model, task, neurons), None
         grid = grids[0]
-        cells = [*self._identities(model), *(c for g in grids for c in g.cells)]
+        cells = [*self._identities(model, task), *(c for g in grids for c in g.cells)]
         extra = len(cells) - len(grids) * len(grid.cells)
 
         def gather(found: Sweep) -> Sweep:
@@ -238,7 +238,7 @@ class ActivationPatching(Method):
         if self.site != "feature":
             return [c for g in self._grids(model, task) for c in g.cells]
         names = axes_of("feature", self.axes, task)
-        wide = {"position": len(self.positions or range(max(task.lengths)))}
+        wide = {"position": len(self.positions or range(max(task.base_lengths(self.direction))))}
         wide["slot"] = len(task.slots)
         count = self.top * (wide[names[1]] if len(names) > 1 else 1)
         return [Cell((Edit(Site("resid_pre", layer=0), "source"),))] * count
@@ -272,10 +272,13 @@ class ActivationPatching(Method):
         )
         return grids, estimates, book
 
-    def _identities(self, model: HookedModel) -> list[Cell]:
-        """Cells whose answer is known: patching everything at layer 0 gives the source run."""
+    def _identities(self, model: HookedModel, task: PromptPairs) -> list[Cell]:
+        """Cells whose answer is known: patching everything at layer 0 gives the source run.
+
+        Under a span map some tokens have no partner, so not everything can be patched.
+        """
         sites = {s.kind for s in model.sites}
-        if "resid_pre" not in sites:
+        if "resid_pre" not in sites or task.span_map is not None:
             return []
         return [Cell((Edit(Site("resid_pre", layer=0), "source"),))]
 
@@ -291,6 +294,7 @@ class ActivationPatching(Method):
             "window": self.window,
             "mode": self.mode,
             "neurons": neurons,
+            "direction": self.direction,
         }
         if self.with_ in ("source", "zero"):
             return [make_grid(model, task, self.site, self.axes, with_=self.with_, **fields)]

@@ -91,6 +91,9 @@ def effects_of(
     if task.template is not None:
         coords["template"] = ("prompt", list(task.template))
     data = xr.Dataset(variables, coords=coords)
+    if task.span_map is not None:  # positions are the base run's, and so are the tokens there
+        for name in {"position", "query", "key"} & set(dims):
+            data[name].attrs["tokens"] = "clean" if how.direction == "noising" else "corrupt"
     data.attrs.update(attrs)
     data.attrs.update(_attrs(found, gap, task, how, reason))
     return data

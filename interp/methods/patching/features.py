@@ -101,7 +101,7 @@ def feature_grids(
     coords: dict[str, np.ndarray] = {"feature": np.array([f"F{f}" for f in features])}
     where: list[int | str | None] = [None]
     if "position" in names:
-        coords["position"] = _positions(positions, max(task.lengths))
+        coords["position"] = _positions(positions, max(task.base_lengths(direction)))
         where = [int(p) for p in coords["position"]]
     elif "slot" in names:
         coords["slot"] = np.array(list(task.slots))

@@ -129,6 +129,7 @@ def make_grid(
     values: dict[Site, np.ndarray] | None = None,
     mode: Mode = "replace",
     neurons: Sequence[Site] = (),
+    direction: str = "denoising",
 ) -> Grid:
     """The cells of a sweep.
 
@@ -144,6 +145,7 @@ def make_grid(
         values: whole site -> array that broadcasts to ``[prompt, position, *site dims]``.
         mode: whether values replace or are added.
         neurons: which neurons, for ``mlp_post``.
+        direction: which prompts are the base run, whose positions are named.
     """
     names = axes_of(site, axes, pairs)
     shape = model.shape
@@ -153,15 +155,16 @@ def make_grid(
             remedy="Use resid_pre, attn_out or mlp_out.",
         )
     coords: dict[str, np.ndarray] = {}
+    longest = max(pairs.base_lengths(direction))
     for name in names:
         if name == "layer":
             coords[name] = _chosen("Layers", layers, shape.n_layers)
         elif name in ("head", "kv_head"):
             coords[name] = np.arange(shape.n_heads if name == "head" else shape.n_kv_heads)
         elif name in ("position", "query"):
-            coords[name] = _chosen("Positions", positions, max(pairs.lengths))
+            coords[name] = _chosen("Positions", positions, longest)
         elif name == "key":
-            coords[name] = np.arange(max(pairs.lengths))
+            coords[name] = np.arange(longest)
         elif name == "neuron":
             coords[name] = np.array([f"L{s.layer}N{s.neuron}" for s in neurons])
         else:
