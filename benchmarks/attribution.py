@@ -314,7 +314,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
 
     with quiet():
         sizes = ((args.tokens, 0), tuple(args.similar))
-        data["problems"] = [measure(args, *size, say) for size in sizes]
+        data["problems"] = [measure(args, tokens, shared, say) for tokens, shared in sizes]
     tables = [show(found) for found in data["problems"]]
     text = "\n\n".join([f"# Attribution, {args.shape} shape", describe(data["machine"]), *tables])
     path = write(f"attribution-{args.shape}-{device.type}-{args.dtype}", data, text, args.out)

@@ -57,10 +57,11 @@ class Problem:
     def __init__(self, args: argparse.Namespace) -> None:
         from transformers import GPT2Config, GPT2LMHeadModel
 
-        config = GPT2Config(
-            **SHAPES[args.shape], n_positions=max(64, args.tokens), attn_pdrop=0.0,
-            embd_pdrop=0.0, resid_pdrop=0.0, bos_token_id=None, eos_token_id=None,
-        )  # fmt: skip
+        fields: dict[str, Any] = {
+            **SHAPES[args.shape], "n_positions": max(64, args.tokens), "attn_pdrop": 0.0,
+            "embd_pdrop": 0.0, "resid_pdrop": 0.0, "bos_token_id": None, "eos_token_id": None,
+        }  # fmt: skip
+        config = GPT2Config(**fields)
         torch.manual_seed(args.seed)
         module = GPT2LMHeadModel(config).eval().to(getattr(torch, args.dtype))
         with torch.no_grad():  # the default draw is nearly linear and its outputs nearly even

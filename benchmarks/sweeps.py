@@ -135,6 +135,9 @@ class _Silent:
     def result(self, ref: str) -> Any:
         raise KeyError(ref)
 
+    def dictionary(self, ref: str) -> Any:
+        raise KeyError(ref)
+
 
 def make_pairs(n: int, tokens: int, shared: int, vocab: int, seed: int) -> PromptPairs:
     """Random pairs whose first ``shared`` tokens are the same."""

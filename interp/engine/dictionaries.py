@@ -7,8 +7,8 @@ engine and plain forward passes both take (marks2025sparse).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -53,7 +53,7 @@ def feature_values(
     return base, source
 
 
-def model_device(reads: dict) -> torch.device:
+def model_device(reads: Mapping[Any, torch.Tensor]) -> torch.device:
     """Where read values lie."""
     return next(iter(reads.values())).device
 

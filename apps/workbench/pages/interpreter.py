@@ -130,7 +130,8 @@ def change(_picks: Any, _clear: Any, _invert: Any, now: Any, kept: Any) -> Any:
         return [0.0] * PIXELS
     if ctx.triggered_id == "digit-invert":
         return [1.0 - v for v in read_pixels(now)]
-    return kept[int(ctx.triggered_id["n"])]
+    triggered: Any = ctx.triggered_id
+    return kept[int(triggered["n"])]
 
 
 @callback(

@@ -46,7 +46,7 @@ def order_spectrum(
         parts[0] = x
         for block in blocks.layers:
             x = layer_step(block, x)[2]
-        caps = {"cap": "identity"} if getattr(blocks, "cap", None) else {}
+        caps: dict[str, Any] = {"cap": "identity"} if getattr(blocks, "cap", None) else {}
         with rules(model, "linear", reference=tokens, **caps):
             zero = torch.zeros_like(x)
             for number, block in enumerate(blocks.layers):

@@ -342,14 +342,14 @@ def local_skips(
                 torch.isnan(zero[..., min((s.seen for s in skips), default=0) :]).sum()
             )
             own = [i for i, s in enumerate(skips) if s.layer == layer]
-            given = (attn, mlp) if donor is None else layer_step(block, donor)
-            a_, m_ = fill.at(layer, given[0], given[1])
+            stepped = None if donor is None else layer_step(block, donor)
+            a_, m_ = fill.at(layer, *((attn, mlp) if stepped is None else stepped[:2]))
             missing.append(torch.stack([attn - a_, mlp - m_]))
             for i in own:
                 gone = clean - wide(_without(torch.zeros_like(x), missing, skips[i]).neg())
                 effect[i, layer] = changed(clean, gone[None], x, clamp)[0].cpu().numpy()
             x = following
-            donor = None if donor is None else given[2]
+            donor = None if stepped is None else stepped[2]
             on_layer((layer + 1) / L)
         rows = torch.stack([x, *(_without(x, missing, s) for s in skips)])
         seen = np.array([min((s.seen for s in skips), default=0), *(s.seen for s in skips)])

@@ -180,7 +180,7 @@ class Batch:
         error = ((source - value - moved @ book.W_dec.to(moved)) * gradient).sum(-1)
         whole = ((source - value) * gradient).sum(-1)
         lost = None if self.aligned else self.match < 0
-        found = dict(zip(PARTS, (features, error, whole), strict=True))
+        found: dict[str, Tensor] = dict(zip(PARTS, (features, error, whole), strict=True))
         if lost is None:
             return found
         return {

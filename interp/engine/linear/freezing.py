@@ -345,8 +345,8 @@ class Freezing(FunctionRules):
         ):  # fmt: skip
             return out
         self._seen_embedding = True
-        self.entry = out.detach().requires_grad_()
-        return self.entry.clone()
+        self.entry = entry = out.detach().requires_grad_()
+        return entry.clone()
 
 
 class _Off:

@@ -188,8 +188,8 @@ def _run(
     mode = Freezing(rules, Book(len(inputs), like.detach()), without, _ids(inputs, ends))
     entry = inputs
     if numbers and not ends.start:
-        mode.entry = inputs.detach().clone().requires_grad_()
-        entry = mode.entry.clone()
+        mode.entry = start = inputs.detach().clone().requires_grad_()
+        entry = start.clone()
     caught: list[tuple[Tensor, int]] = []
     with contextlib.ExitStack() as stack:
         stack.enter_context(_constant_parameters(module))

@@ -7,7 +7,7 @@ within it of σ_i. It does not prove that none larger was missed.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -115,11 +115,13 @@ def _lanczos(frozen: Frozen, k: int, seed: int) -> tuple:
         given = torch.as_tensor(v.reshape(y.shape), dtype=y.dtype, device=y.device)
         return frozen.pull(given).double().cpu().numpy().ravel()
 
-    operator = LinearOperator(
+    made: Any = LinearOperator
+    operator = made(
         (frozen.outputs, frozen.inputs), matvec=forward, rmatvec=backward, dtype=np.float64
     )
     start = np.random.default_rng(seed).normal(size=min(frozen.outputs, frozen.inputs))
-    u, sigma, vt = svds(operator, k=k, v0=start)
+    found: Any = svds(operator, k=k, v0=start)
+    u, sigma, vt = found
     order = np.argsort(-sigma)
     return (
         u[:, order].T, sigma[order], vt[order], float("nan"), float("nan"), "lanczos", count[0]

@@ -134,7 +134,7 @@ def _frozen(
         if id(bias) in seen:
             continue
         seen.add(id(bias))
-        what = WORDS.get(name, name)
+        what = WORDS.get(name) or name
         sources.append(Source(what if n < 0 else f"layer {n} {what}", "bias", bias))
         constants.append(bias.detach())
     for name, tap in taps:

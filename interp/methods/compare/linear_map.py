@@ -141,7 +141,8 @@ class LinearMap(Method):
                     for part in rows.split(ROWS):
                         moments.add(source[part], flat[part])
                     sums.append(moments)
-                fit = fitted(*sums, targets)
+                train, validation, test = sums
+                fit = fitted(train, validation, test, targets)
                 found = {"r2": fit.r2, "strength": fit.strength,
                          "error": _relative(fit, source, flat, which[2], targets)}  # fmt: skip
                 context.save_chunk(f"{label}-{s}", found)
@@ -256,7 +257,8 @@ def _normalised(left: np.ndarray) -> list[np.ndarray]:
 def _rank(a: np.ndarray, b: np.ndarray) -> float:
     if a.size < 3 or np.ptp(a) == 0 or np.ptp(b) == 0:
         return float("nan")
-    return float(stats.spearmanr(a.ravel(), b.ravel()).statistic)
+    found: Any = stats.spearmanr(a.ravel(), b.ravel())
+    return float(found.statistic)
 
 
 def _depths(layers: int, what: str) -> np.ndarray:

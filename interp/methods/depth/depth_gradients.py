@@ -56,7 +56,7 @@ class DepthGradients(Method):
         L = model.shape.n_layers
         fits = tokens_at_once(model, context.memory, held=12 * L)
         limit = kept_limit(context, max(1, fits // 4))
-        targets = list(dict.fromkeys(self.targets))
+        targets: list[str] = list(dict.fromkeys(self.targets))
         starts = self._corpus_means(model, corpus, limit)
         ig = np.full((len(targets), corpus.n_prompts, L, corpus.longest), np.nan)
         left = np.full((len(targets), corpus.n_prompts, L), np.nan)

@@ -226,5 +226,6 @@ def _spearman(scores: np.ndarray, delta: np.ndarray) -> np.ndarray:
     for row in scores:
         known = np.isfinite(row) & np.isfinite(delta)
         flat = known.sum() < 3 or np.ptp(row[known]) == 0 or np.ptp(delta[known]) == 0
-        out.append(np.nan if flat else stats.spearmanr(row[known], delta[known]).statistic)
+        found: Any = None if flat else stats.spearmanr(row[known], delta[known])
+        out.append(np.nan if found is None else found.statistic)
     return np.array(out)

@@ -49,7 +49,7 @@ class ResidualErasure(Method):
         limit = kept_limit(context, tokens_at_once(model, context.memory))
         L = model.shape.n_layers
         means = residual_means(model, corpus, limit)
-        modes = list(dict.fromkeys(self.modes))
+        modes: list[str] = list(dict.fromkeys(self.modes))
         kept = np.full((len(modes), corpus.n_prompts, L, corpus.longest), np.nan, np.float32)
         pieces = list(corpus.pieces(max(1, limit // (L + 1))))
         total, done, floor = float(len(pieces) * len(modes)), 0, 0.0
@@ -68,7 +68,7 @@ class ResidualErasure(Method):
                     found = {"away": _at_answers(seen.away, batch), "null": np.array(seen.null)}
                     context.save_chunk(f"erasure-{number}-{mode}", found)
                 floor = max(floor, float(found["null"]))
-                rows = np.ix_([m], batch.rows, range(L), targets)
+                rows = np.ix_(np.array([m]), batch.rows, np.arange(L), np.asarray(targets))
                 kept[rows] = np.moveaxis(found["away"], 2, 0)[None]
                 done += 1
                 context.advance(done, total)
@@ -154,7 +154,7 @@ def _at(kept: np.ndarray, places: Any) -> np.ndarray:
     """Values at each prompt's own position of a slot, ``[mode, prompt, boundary]``."""
     out = np.full(kept.shape[:3], np.nan)
     for i, place in enumerate(places):
-        at = [place] if np.isscalar(place) else list(place)
+        at: list[Any] = [place] if np.isscalar(place) else list(place)
         out[:, i] = kept[:, i][..., at].mean(-1)
     return out
 

@@ -292,7 +292,7 @@ class _Grid:
         effect, output = found["effect"], found["output"]
         self.floors = [max(a, float(b)) for a, b in zip(self.floors, found["floors"], strict=True)]
         self.vanishing += int(found["vanishing"]) if mode == self.modes[0] else 0
-        m = self.modes.index(mode)
+        m = [str(known) for known in self.modes].index(mode)
         for p, part in enumerate(self.parts):
             which = [i for i, s in enumerate(skips) if s.part == part]
             shape = (-1, self.L)

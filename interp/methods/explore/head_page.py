@@ -121,7 +121,8 @@ class HeadPage(Method):
             for tokens in sides.values()
         ]
         site = Site("pattern", layer=self.layer, head=self.head)
-        cap = model.blocks.layers[self.layer].facts.cap
+        block: Any = model.blocks.layers[self.layer]
+        cap = block.facts.cap
         apart = 0.0
         for found, tokens in zip(terms, sides.values(), strict=True):
             pattern = run_reads(model, tokens, [site])[site][0, self._query(tokens)]

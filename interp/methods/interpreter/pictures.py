@@ -57,7 +57,7 @@ class Pictures:
         self.x = tensors_of(self.module, np.asarray(task.inputs))
         self.how: dict[str, Any] = {
             "ends": Ends(_path(spec.input_site, "input"), _path(spec.output_site, "logits")),
-            "declared": dict(d.partition("=")[::2] for d in spec.declared),
+            "declared": {k: v for k, _, v in (d.partition("=") for d in spec.declared)},
             "mean": spec.mean, "gate": spec.gate_rule, "attn": spec.attn_rule,
         }  # fmt: skip
         self.out = Gathered()

@@ -39,7 +39,8 @@ def _blurred(values: np.ndarray) -> np.ndarray:
     """Mean of the 3 × 3 around each pixel."""
     wide = np.pad(values, 1, mode="edge")
     h, w = values.shape
-    return sum(wide[i : i + h, j : j + w] for i in range(3) for j in range(3)) / 9.0
+    parts = [wide[i : i + h, j : j + w] for i in range(3) for j in range(3)]
+    return np.mean(parts, axis=0)
 
 
 def neighbours(into: Layout, onto: Layout) -> np.ndarray:

@@ -65,7 +65,8 @@ def lent_values(
         return [{s: np.concatenate(v).mean(0)[None, None] for s, v in arrays.items()}]
     stacked = {s: np.stack(v) for s, v in arrays.items()}
     if with_ == "constant":  # a number for every key that a query may see
-        return [{s: constant[0] * (v > 0).any(0, keepdims=True) for s, v in stacked.items()}]
+        fill = float(np.asarray(constant).flat[0])
+        return [{s: np.where((v > 0).any(0, keepdims=True), fill, 0.0) for s, v in stacked.items()}]
     if with_ == "mean":
         return [{s: v.mean(0, keepdims=True) for s, v in stacked.items()}]
     orders = [derangement(len(task), seed + draw) for draw in range(draws)]
