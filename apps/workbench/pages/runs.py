@@ -170,8 +170,10 @@ def chosen_panel(ids: list[str]) -> Any:
     row = bench().store.row(ids[0])
     buttons = [
         dcc.Link("Open", href=link(f"/run/{row.id}"), className="button go"),
-        html.Button(
-            "Delete this run", id={"type": "run-delete", "run": row.id}, className="button"
+        dcc.ConfirmDialogProvider(
+            html.Button("Delete this run", className="button"),
+            id={"type": "run-delete", "run": row.id},
+            message="Delete this run? Its folder is removed, and nothing brings it back.",
         ),
     ]
     return html.Div([html.Div(buttons, className="row"), label_editor(row)], className="stack")
@@ -226,7 +228,7 @@ def chosen(rows: list[dict[str, Any]] | None) -> Any:
 @callback(
     Output("runs-box", "children", allow_duplicate=True),
     Output("runs-chosen", "children", allow_duplicate=True),
-    Input({"type": "run-delete", "run": ALL}, "n_clicks"),
+    Input({"type": "run-delete", "run": ALL}, "submit_n_clicks"),
     State("runs-text", "value"),
     State("runs-tag", "value"),
     prevent_initial_call=True,
