@@ -419,9 +419,9 @@ def _variable(dims, **attrs):
 
 def test_a_dataset_on_the_list_passes_and_one_off_it_does_not():
     check_dataset(_variable(("layer", "position", "top")))
-    check_dataset(_variable(("layer", "pixel")), small={"pixel": "a pixel"})
-    with pytest.raises(AssertionError, match="pixel"):
-        check_dataset(_variable(("layer", "pixel")))
+    check_dataset(_variable(("layer", "voxel")), small={"voxel": "a voxel"})
+    with pytest.raises(AssertionError, match="voxel"):
+        check_dataset(_variable(("layer", "voxel")))
     with pytest.raises(AssertionError, match="signed"):
         check_dataset(_variable(("layer",), signed=2))
     bare = _variable(("layer",))

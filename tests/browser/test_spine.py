@@ -142,7 +142,7 @@ def test_a_typed_pair_is_aligned_checked_and_patched(page, app):
     page.get_by_role("tab", name="Two prompts").click()
     page.click("#pair-check")
     page.wait_for_selector("text=Can the model do this?")
-    differing = page.locator(".tok.diff").all_inner_texts()
+    differing = page.locator(".tok.diff:visible").all_inner_texts()
     assert [d.strip("␣") for d in differing] == ["John", "Mary"]
     page.get_by_role("link", name="Patch this").click()
     page.wait_for_selector("text=patched runs")
@@ -169,7 +169,7 @@ def test_a_cell_is_verified_by_a_plain_forward_and_leads_to_its_head(page, app):
 
 def test_a_model_tells_its_card_checks_and_reasons(page, app):
     page.get_by_role("link", name="Models", exact=True).click()
-    page.locator("a.card:has-text('zoo:ioi')").click()
+    page.locator("a.card[href$='ref=zoo%3Aioi']").click()
     page.wait_for_selector("h2:has-text('Self-checks of the adapter')")
     assert page.locator(".check.ok").count() >= 4
     assert page.locator("td:has(.pill.warn) + td").first.inner_text()

@@ -159,7 +159,7 @@ def test_a_position_without_a_counterpart_is_undefined(gpt2: Any) -> None:
     )
     data, _ = measure(ActivationPatching(n_boot=0), gpt2, pairs)  # base: 9 tokens, source: 8
     lost = np.isnan(data["effect_raw"].sel(layer=1).values)
-    assert lost.tolist() == [False] * 3 + [True] + [False] * 4
+    assert lost.tolist() == [False] * 3 + [True] + [False] * 5
 
 
 def tampered(monkeypatch: pytest.MonkeyPatch, change: Callable[[Sweep], None]) -> None:

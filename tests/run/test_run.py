@@ -306,7 +306,9 @@ def test_one_ctrl_c_keeps_what_is_finished_and_exits_130(store):
     assert len(list(store.root.glob("chunks/*/row-*"))) >= 3
 
 
-def test_a_second_ctrl_c_stops_at_once():
+def test_a_second_ctrl_c_stops_at_once(request):
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in background jobs
+    request.addfinalizer(lambda: signal.signal(signal.SIGINT, before))
     context = LocalContext()
     from interp.run import interruptible
 
