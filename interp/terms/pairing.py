@@ -36,7 +36,7 @@ def check_words(texts: Sequence[Any], tokenizer: Tokenizer | None) -> None:
             if set(tokenizer.texts(tokenizer.encode(w, bos=False))) & UNKNOWN
         ]
         words = ", ".join(map(repr, lost[:4] or [text]))
-        raise ValueError(f"the model's vocabulary lacks {words}")
+        raise ValueError(f"the model's vocabulary lacks {words}; choose words that it holds")
 
 
 def _answer_tokens(tokenizer: Tokenizer, text: str, form: str) -> tuple[int, ...]:

@@ -92,6 +92,11 @@ def test_gradients_are_refused_by_the_table_alone(family: str, backend: str):
         for site in sites_of(METHODS[key]):
             if site == "feature":  # of a dictionary: tests/methods/test_features.py
                 continue
+            if key == "relevance" and site in ("q", "k") and family == "qwen3":
+                fields = {
+                    **fields,
+                    "qk_norm_rule": "linear",
+                }  # else zero: tests/methods/attribution
             spec = METHODS[key](site=site, **fields)
             said = (key, site, family) in table
             try:
@@ -106,7 +111,7 @@ def test_gradients_are_refused_by_the_table_alone(family: str, backend: str):
                 c for c in context.checks if not c.passed
             ]
             raw_name = "attribution_raw" if "attribution_raw" in data else "relevance"
-            assert float(np.nanmax(np.abs(data[raw_name]))) > 1e-9, (key, site)
+            assert float(np.nanmax(np.abs(data[raw_name]))) > 1e-6, (key, site)
 
 
 WALKED = "gpt_neox"

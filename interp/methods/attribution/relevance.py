@@ -76,6 +76,14 @@ class Relevance(Method):
         "default", json_schema_extra={"advanced": True}
     )
     """How a gated MLP is passed backwards; default as the rules say."""
+    qk_norm_rule: Literal["default", "linear"] = Field(
+        "default", json_schema_extra={"advanced": True}
+    )
+    """Norms of queries and keys; left alone, a head's own norm makes relevance at q and k zero."""
+    cap_rule: Literal["default", "identity"] = Field(
+        "default", json_schema_extra={"advanced": True}
+    )
+    """Soft caps; default leaves them alone."""
     at: str = Field("last", json_schema_extra={"advanced": True}, max_length=60)
     """Where the metric is read: last, an index, or a slot of the task."""
     layers: tuple[int, ...] | None = Field(None, json_schema_extra={"advanced": True})
@@ -94,7 +102,13 @@ class Relevance(Method):
     def measure(self, model: HookedModel, task: PromptPairs, context: Context) -> xr.Dataset:
         """``relevance``, ``prompt_relevance [prompt, *dims]``, ``metric_value [prompt]``."""
         at = int(self.at) if self.at.lstrip("-").isdigit() else self.at
-        chosen = trust.chosen_rules(self.rules, attn=self.attn_rule, gate=self.gate_rule)
+        chosen = trust.chosen_rules(
+            self.rules,
+            attn=self.attn_rule,
+            gate=self.gate_rule,
+            qk_norm=self.qk_norm_rule,
+            cap=self.cap_rule,
+        )
         layout = make_layout(
             model, task, self.site, self.axes, layers=self.layers, positions=self.positions
         )
@@ -107,6 +121,8 @@ class Relevance(Method):
         line = trust.of_conservation(model, task, chosen, **knobs)
         if line is not None:
             context.check(line)
+        if self.site in ("q", "k"):
+            context.check(trust.of_scale(found.values[self.site], found.base))
         context.note("passes", found.passes)
         each = layout.lay(found.values[self.site], task)
         return self._dataset(each, found.base, layout.dims, layout.coords, task, chosen.name)

@@ -66,6 +66,23 @@ def of_rules(active: Active) -> list[Check]:
     ]
 
 
+def of_scale(relevance: np.ndarray, metric: np.ndarray) -> Check:
+    """Whether anything is left at a query or key: behind it a norm of its own undoes any scaling.
+
+    Relevance is value times gradient, and a value whose scale changes nothing has none.
+    """
+    size = max(float(np.nanmax(np.abs(metric), initial=0.0)), 1e-12)
+    return Check(
+        "scale_matters",
+        "largest relevance, over the metric's size",
+        float(np.nanmax(np.abs(relevance), initial=0.0)) / size,
+        1e-6,
+        at_least=True,
+        note="Where a head norms its own queries or keys, relevance before that norm is zero by "
+        "construction; qk_norm_rule=linear passes through it.",
+    )
+
+
 def of_own_graph(
     model: HookedModel,
     pairs: PromptPairs,

@@ -117,3 +117,18 @@ def test_relevance_needs_layers_that_can_be_driven() -> None:
     task = PromptPairs.from_tokens([[1, 2]], [[3, 2]], [1], [2])
     with pytest.raises(CapabilityError):
         Relevance(rules="none").measure(tiny(), task, Remembering())
+
+
+@pytest.mark.parametrize("site", ["q", "k"])
+def test_a_norm_of_its_own_leaves_a_query_no_relevance_unless_its_rule_passes_through(
+    site: str,
+) -> None:
+    model = load_model(hard_model("qwen3"), verify=False)
+    task = pairs_for(97)
+    left, said = measure(Relevance(site=site, n_boot=0), model, task)
+    through, silent = measure(Relevance(site=site, n_boot=0, qk_norm_rule="linear"), model, task)
+    size = [float(np.abs(d["relevance"]).max()) for d in (left, through)]
+    assert size[0] < 1e-3 * size[1]
+    checks = [{c.name: c for c in seen.checks}["scale_matters"] for seen in (said, silent)]
+    assert [c.passed for c in checks] == [False, True]
+    assert "qk_norm_rule=linear" in checks[0].note
