@@ -198,8 +198,8 @@ class Holdings:
         if row["state"] != "done":
             return None, self.first
         run_id = row.get("run_id")
-        there = any(run_id == known.id for known in self.store.list())
-        return (run_id, self.first) if there else (self.welcomed(), None)
+        kept = any(run_id == known.id for known in self.store.list())
+        return (run_id, self.first) if kept else (self.welcomed(), None)
 
     def welcomed(self) -> str | None:
         """The stored run of the first page's grid, None where there is none."""

@@ -97,6 +97,9 @@ def one_model(ref: str) -> dcc.Link:
 def welcome() -> Any:
     """The first grid: stored, or on its way, or the reason why not."""
     run, job = bench().welcome_state()
+    if bench().first and not run and not job:  # its run was deleted: it is computed again
+        bench().welcome()
+        run, job = bench().welcome_state()
     if run:
         return frame(bench().result(run), run)
     if job:
