@@ -33,8 +33,8 @@ def test_a_deleted_first_grid_is_computed_again_and_the_page_stays(tmp_path) -> 
     first = finished(bench)
     bench.delete_run(first)
     assert bench.welcome_state() == (None, None)
-    with app.server.test_request_context("/"):
+    with app.dash.server.test_request_context("/"):
         home.welcome()
     assert finished(bench) != first
-    with app.server.test_request_context("/"):
+    with app.dash.server.test_request_context("/"):
         assert "No grid yet" not in str(home.welcome())
